@@ -1,0 +1,3 @@
+.PHONY: build
+build:
+	.venv/bin/pip install -q -e .

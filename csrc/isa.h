@@ -1,0 +1,13 @@
+// Portable speed without -march=native: one source, several machine levels, chosen when the program runs.
+#pragma once
+
+#define SAEKERN_RESTRICT __restrict__
+
+// On a plain loop: GCC builds the function for baseline x86-64, AVX2 and AVX-512 and picks one at load time. The wider
+// clones contract a*b+c to one rounding, so bits may differ between machines, never between thread counts on one
+// machine. Clang and other platforms build the baseline only.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define SAEKERN_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define SAEKERN_CLONES
+#endif

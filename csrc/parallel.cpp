@@ -1,0 +1,118 @@
+#include "parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace saekern {
+namespace {
+
+struct Job {
+  Job(int64_t items_, const std::function<void(int64_t, int)>& body_) : items(items_), body(&body_) {}
+
+  void work(int worker) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      try {
+        (*body)(i, worker);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(error_mutex);
+        if (!error) error = std::current_exception();
+        next.store(items, std::memory_order_relaxed);
+      }
+    }
+  }
+
+  const int64_t items;
+  const std::function<void(int64_t, int)>* body;
+  std::atomic<int64_t> next{0};
+  std::mutex error_mutex;
+  std::exception_ptr error;
+};
+
+class Pool {
+ public:
+  void run(Job& job, int helpers) {
+    // Callers from several Python threads take turns: two loops at once would only share the same cores.
+    std::lock_guard<std::mutex> turn(run_mutex_);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(threads_.size()) < helpers) {
+        const int worker = static_cast<int>(threads_.size()) + 1;
+        threads_.emplace_back([this, worker] { loop(worker); });
+      }
+      job_ = &job;
+      helpers_ = helpers;
+      running_ = helpers;
+      ++generation_;
+    }
+    start_.notify_all();
+    job.work(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return running_ == 0; });
+    job_ = nullptr;
+  }
+
+ private:
+  void loop(int worker) {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      start_.wait(lock, [&] { return generation_ != seen && job_ != nullptr; });
+      seen = generation_;
+      if (worker > helpers_) continue;
+      Job* job = job_;
+      lock.unlock();
+      job->work(worker);
+      lock.lock();
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex run_mutex_, mutex_;
+  std::condition_variable start_, done_;
+  std::vector<std::thread> threads_;
+  Job* job_ = nullptr;
+  int helpers_ = 0, running_ = 0;
+  uint64_t generation_ = 0;
+};
+
+// Never destroyed: worker threads sleep in it until the process ends.
+Pool* pool = nullptr;
+std::mutex pool_mutex;
+
+Pool& the_pool() {
+  std::lock_guard<std::mutex> lock(pool_mutex);
+  if (!pool) {
+    pool = new Pool;
+#if defined(__unix__) || defined(__APPLE__)
+    // A forked child inherits the pool object but none of its threads: it leaks the parent's and makes its own.
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; });
+    (void)registered;
+#endif
+  }
+  return *pool;
+}
+
+}  // namespace
+
+void parallel_for(int64_t items, int threads, const std::function<void(int64_t, int)>& body) {
+  Job job(items, body);
+  const int64_t helpers = std::min<int64_t>(threads, items) - 1;
+  if (helpers <= 0) {
+    job.work(0);
+  } else {
+    the_pool().run(job, static_cast<int>(helpers));
+  }
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace saekern

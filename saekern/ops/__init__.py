@@ -1,0 +1,19 @@
+"""The ops: checked, differentiable, dispatched by device to C++, Triton or the reference."""
+
+from saekern.ops.adam_step import adam_step
+from saekern.ops.decode import RowGradients, decode, decode_row_gradients
+from saekern.ops.nearest import NearestPair, nearest, nearest_top
+from saekern.ops.topk_encode import LatentOrder, topk_encode, topk_encode_aux
+
+__all__ = [
+    "LatentOrder",
+    "NearestPair",
+    "RowGradients",
+    "adam_step",
+    "decode",
+    "decode_row_gradients",
+    "nearest",
+    "nearest_top",
+    "topk_encode",
+    "topk_encode_aux",
+]

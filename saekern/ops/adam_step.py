@@ -1,0 +1,78 @@
+"""The optimiser step of a weight matrix in one pass over memory."""
+
+import torch
+from torch import Tensor
+
+from saekern import reference
+from saekern.ops import checks, library
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    project: bool = False,
+    normalize: bool = False,
+) -> None:
+    """One Adam step in place, with the row operations of unit-norm decoders fused in. All tensors [R, C] or [R].
+
+    Per row w of param with gradient g, t = step ≥ 1:
+        project:    g ← g − ⟨g, w⟩ w / ‖w‖²        (the component along the row is removed; zero rows are left alone)
+        Adam:       m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;  w ← w − lr/(1−β₁ᵗ) · m / (√(v/(1−β₂ᵗ)) + eps)
+        normalize:  w ← w / ‖w‖                    (zero rows are left alone)
+
+    Dense semantics: a row with zero gradient still decays its moments and moves. `grad` is only read.
+
+    Equivalent to: the projection, `torch.optim.Adam` and `F.normalize` one after the other.
+    Source: Kingma & Ba 2015, algorithm 1; the projection and normalisation of Gao et al. 2024, section A.1.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or step < 1.
+    """
+    checks.floating("param", param)
+    if step < 1:
+        raise ValueError(f"step: expected step >= 1, got {step}")
+    for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        checks.shape(name, tensor, tuple(param.shape))
+        checks.floating(name, tensor, param, "param")
+        checks.same_device(name, tensor, param, "param")
+    if (project or normalize) and param.dim() != 2:
+        raise ValueError(f"param: expected shape [R, C] for project or normalize, got {list(param.shape)}")
+    torch.ops.saekern.adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+
+
+def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+    reference.adam_step(
+        param,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        step,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        project=project,
+        normalize=normalize,
+    )
+
+
+def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+    return None
+
+
+library.define(
+    "adam_step(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr,"
+    " float beta1, float beta2, float eps, bool project, bool normalize) -> ()",
+    cpu=_reference,
+    cuda=None,
+    reference=_reference,
+    fake=_fake,
+)

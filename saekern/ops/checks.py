@@ -1,0 +1,38 @@
+"""Argument checks shared by the ops: a ValueError that says what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def shape(name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> None:
+    """`expected` holds sizes, or letters for sizes that are free."""
+    wrong = tensor.dim() != len(expected) or any(
+        isinstance(size, int) and size != actual for size, actual in zip(expected, tensor.shape, strict=True)
+    )
+    if wrong:
+        wanted = ", ".join(str(size) for size in expected)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
+
+
+def floating(name: str, tensor: Tensor, like: Tensor | None = None, like_name: str = "") -> None:
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+    if like is not None and tensor.dtype != like.dtype:
+        raise ValueError(f"{name}: expected {like.dtype} like {like_name}, got {tensor.dtype}")
+
+
+def same_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
+
+
+def integer(name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.int64:
+        raise ValueError(f"{name}: expected int64, got {tensor.dtype}")
+
+
+def between(name: str, value: int, low: int, high: int, high_name: str) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} <= {name} <= {high_name} = {high}, got {value}")

@@ -1,0 +1,19 @@
+"""Every op in plain PyTorch, a few lines each: the specification, the float64 oracle, the fallback on other devices."""
+
+from saekern.reference.adam_step import adam_step
+from saekern.reference.decode import decode, decode_backward, decode_row_gradients, latent_order
+from saekern.reference.nearest import nearest, nearest_top
+from saekern.reference.topk_encode import topk_encode, topk_encode_aux, topk_encode_backward
+
+__all__ = [
+    "adam_step",
+    "decode",
+    "decode_backward",
+    "decode_row_gradients",
+    "latent_order",
+    "nearest",
+    "nearest_top",
+    "topk_encode",
+    "topk_encode_aux",
+    "topk_encode_backward",
+]

@@ -1,0 +1,35 @@
+"""cos(i, j) = ⟨a_i, b_j⟩ / (‖a_i‖ ‖b_j‖), 0 where a norm is 0; the best partner in both directions."""
+
+import torch
+from torch import Tensor
+
+from saekern.reference.precision import accumulation
+from saekern.reference.topk_encode import ordered_topk
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    rows = rows.to(accumulation(rows))
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(norm > 0, rows / norm, 0)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    return unit_rows(a) @ unit_rows(b).T  # [Fa, Fb]
+
+
+def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a_cosine [Fa], a_index [Fa], b_cosine [Fb], b_index [Fb]; ties to the smaller index."""
+    cosine = cosines(a, b)
+    a_cosine, a_index = ordered_topk(cosine, 1)
+    b_cosine, b_index = ordered_topk(cosine.T, 1)
+    return a_cosine[:, 0], a_index[:, 0], b_cosine[:, 0], b_index[:, 0]
+
+
+def nearest_top(a: Tensor, b: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The m best partners of each row of a, descending, and a bound on the cosine of all others (−inf if none)."""
+    cosine = cosines(a, b)
+    if m == b.shape[0]:
+        values, indices = ordered_topk(cosine, m)
+        return values, indices, torch.full_like(values[:, 0], -torch.inf)
+    values, indices = ordered_topk(cosine, m + 1)
+    return values[:, :m].contiguous(), indices[:, :m].contiguous(), values[:, m].clone()

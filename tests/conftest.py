@@ -1,0 +1,23 @@
+"""Shared test set-up: Triton's interpreter without a GPU, poisoned uninitialised memory, fixed seeds."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+# Also fills torch.empty with NaN (floats) or the largest integer: an element a kernel forgot to write shows.
+torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_sessionfinish():
+    if "kernels" in sys.modules:
+        raise RuntimeError("a test imported the folder kernels/ itself: import saekern.kernels instead")
