@@ -2,6 +2,7 @@
 
 from saekern import ops
 from saekern.sae import TopKSAE, load, save
+from saekern.training import TrainConfig, train
 from saekern.version import __version__
 
-__all__ = ["TopKSAE", "__version__", "load", "ops", "save"]
+__all__ = ["TopKSAE", "TrainConfig", "__version__", "load", "ops", "save", "train"]

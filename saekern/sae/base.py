@@ -57,6 +57,9 @@ class SAE(nn.Module):
     d_in: int
     d_sae: int
     init_seed: int
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_enc: nn.Parameter
     b_dec: nn.Parameter
 
     def config(self) -> dict[str, Any]:

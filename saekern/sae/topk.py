@@ -118,7 +118,7 @@ class TopKSAE(SAE):
         )
         x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
         fvu = unexplained(rows, x_hat)
-        if k_aux:
+        if dead is not None and k_aux:
             estimate = ops.decode(aux_values, aux_indices, self.W_dec)
             auxk = self.aux_coefficient * unexplained((rows - x_hat).detach(), estimate)
             auxk = torch.where(dead.any(), auxk, 0)
