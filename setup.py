@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["saekern", "saekern.*"]), "saekern.kernels", "saekern.bench"],
     package_dir={"saekern.kernels": "kernels", "saekern.bench": "bench"},
-    package_data={"saekern": ["py.typed", "_C.pyi"], "saekern.activations": ["tiny/*"], "saekern.report": ["style.css"]},
+    package_data={"saekern": ["py.typed", "_C.pyi"], "saekern.activations": ["tiny/*"], "saekern.report": ["*.css"]},
     ext_modules=[
         Pybind11Extension(
             "saekern._C",
