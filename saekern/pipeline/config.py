@@ -92,16 +92,24 @@ class StabilityConfig:
     epsilon: float = 0.05
     """Stable: reappears in at least 1 − ε of the other seeds. Unstable: in at most ε."""
 
-    iou_pairs: int = 8
-    """Pairs of seeds on which one-to-one assignment is compared with nearest neighbours (dense: 4 F² bytes each)."""
+    min_firings: int = 1
+    """Latents that fire on fewer of the held-out rows count as dead: left out, and counted."""
+
+    assignment_seeds: int = 4
+    """Seeds, the first ones, whose pairs are also matched one to one, for the IoU and for D(0) and D(end); 4 F² bytes of
+    memory and O(F³) time a pair. 0 or 1 skips it."""
+
+    null_seeds: int = 8
+    """Dictionaries in each null; no more than there are seeds."""
 
     null_seed: int = 0
-    """Seed of the random dictionaries of the null."""
+    """Seed of the nulls' random numbers."""
 
     def __post_init__(self) -> None:
         _require(-1 < self.threshold <= 1, "stability.threshold", "a cosine in (-1, 1]", self.threshold)
         _require(0 <= self.epsilon < 0.5, "stability.epsilon", "a fraction in [0, 0.5)", self.epsilon)
-        _require(self.iou_pairs >= 0, "stability.iou_pairs", "at least 0", self.iou_pairs)
+        for name, least in (("min_firings", 1), ("assignment_seeds", 0), ("null_seeds", 2), ("null_seed", 0)):
+            _require(getattr(self, name) >= least, f"stability.{name}", f"at least {least}", getattr(self, name))
 
 
 @dataclass(frozen=True)
