@@ -47,7 +47,7 @@ void topk_encode(const Array<float>& x, const Array<float>& weight, const Option
                  const Optional<float>& pre_bias, const Optional<float>& x_scale, const Optional<float>& weight_scale,
                  Array<float>& values, Array<int64_t>& indices, const Optional<bool>& dead, Array<float>& aux_values,
                  Array<int64_t>& aux_indices, bool relu, int threads, const std::string& isa) {
-  saekern::EncodeInput input;
+  saekern::ScoreInput input;
   input.x = x.data();
   input.weight = weight.data();
   input.bias = data(bias);
