@@ -14,6 +14,7 @@
 #include <string>
 
 #include "isa.h"
+#include "nearest.h"
 #include "row_topk.h"
 #include "topk_encode.h"
 
@@ -64,6 +65,23 @@ void topk_encode(const Array<float>& x, const Array<float>& weight, const Option
   saekern::topk_encode(input, main, aux, relu, threads, level);
 }
 
+void nearest(const Array<float>& a, const Array<float>& b, Array<float>& a_cosine, Array<int64_t>& a_index,
+             Array<float>& b_cosine, Array<int64_t>& b_index, int threads, const std::string& isa) {
+  const saekern::Isa level = isa_of(isa);
+  float *ac = a_cosine.mutable_data(), *bc = b_cosine.mutable_data();
+  int64_t *ai = a_index.mutable_data(), *bi = b_index.mutable_data();
+  const int64_t a_rows = a.shape(0), b_rows = b.shape(0), width = a.shape(1);
+  py::gil_scoped_release release;
+  saekern::nearest(a.data(), a_rows, b.data(), b_rows, width, ac, ai, bc, bi, threads, level);
+}
+
+void inverse_norms(const Array<float>& rows, Array<float>& inverse, int threads) {
+  float* out = inverse.mutable_data();
+  const int64_t count = rows.shape(0), width = rows.shape(1);
+  py::gil_scoped_release release;
+  saekern::inverse_norms(rows.data(), count, width, out, threads);
+}
+
 void row_topk(const Array<float>& scores, Array<float>& values, Array<int64_t>& indices, int threads,
               const std::string& isa) {
   const saekern::Isa level = isa_of(isa);
@@ -85,6 +103,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         "indices"_a.noconvert(), "dead"_a.noconvert(), "aux_values"_a.noconvert(), "aux_indices"_a.noconvert(),
         "relu"_a, "threads"_a, "isa"_a = "",
         "Fills values, indices [B, k] and aux_values, aux_indices [B, k_aux] for x [B, D] and weight [F, D].");
+  m.def("nearest", &nearest, "a"_a.noconvert(), "b"_a.noconvert(), "a_cosine"_a.noconvert(), "a_index"_a.noconvert(),
+        "b_cosine"_a.noconvert(), "b_index"_a.noconvert(), "threads"_a, "isa"_a = "",
+        "Fills the best cosine and partner of every row of a [Fa, D] in b [Fb, D] and of b in a.");
+  m.def("inverse_norms", &inverse_norms, "rows"_a.noconvert(), "inverse"_a.noconvert(), "threads"_a,
+        "Fills inverse [n] with 1 / norm of each row of rows [n, D], 0 for zero rows.");
   m.def("row_topk", &row_topk, "scores"_a.noconvert(), "values"_a.noconvert(), "indices"_a.noconvert(), "threads"_a,
         "isa"_a = "", "Fills values, indices [rows, k] with the k largest of each row of scores [rows, columns].");
 }
