@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saekern import reference
+from saekern import _C, reference
 from saekern.ops import checks, library
 
 
@@ -156,6 +156,16 @@ def _backward_reference(grad, values, indices, x, weight, pre_bias, entries, seg
     )
 
 
+def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
+    if x.dtype == torch.float64:
+        return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
+    shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
+    outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
+    arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, entries, segments))
+    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.array, outs))
+    return tuple(library.rounded(out, x.dtype) for out in outs)
+
+
 def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     return tuple(x.new_empty(s if wanted else (0,)) for s, wanted in zip(shapes, need, strict=True))
@@ -164,7 +174,7 @@ def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments
 library.define(
     "topk_encode_backward(Tensor grad, Tensor values, Tensor indices, Tensor x, Tensor weight, Tensor? pre_bias,"
     " Tensor? entries, Tensor? segments, bool relu, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=_backward_reference,
+    cpu=_backward_cpu,
     cuda=None,
     reference=_backward_reference,
     fake=_backward_fake,
