@@ -1,0 +1,77 @@
+// Shortest augmenting paths: over candidate lists, and over whole lines.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "linear_sum_assignment/lines.h"
+
+namespace saekern::assignment {
+
+// A partial assignment that is optimal for the lines it holds. A matched line's dual is cost - price of its own column,
+// never stored, so its edge is tight by definition and rounding cannot open a gap that a search would chase.
+struct Matching {
+  Matching(int64_t lines, int64_t columns)
+      : column_of(lines, -1), line_of(columns, -1), cost_of(lines), price(columns, 0.0) {}
+  std::vector<int32_t> column_of;  // [lines], -1 = free
+  std::vector<int32_t> line_of;    // [columns], -1 = free
+  std::vector<double> cost_of;     // [lines] cost of the line's own column
+  std::vector<double> price;       // [columns] dual, <= 0, exactly 0 while the column is free
+};
+
+// No assignment exists: these lines have finite costs only in these columns, one fewer (Hall's condition).
+struct Infeasible {
+  std::vector<int32_t> lines, columns;
+};
+
+// Dijkstra with a heap over what Candidates lists. Where a list ends, the bound on the rest of the line enters the heap
+// as an event of its own: only when the search gets there is the list extended.
+template <class Candidates>
+class ListSearch {
+ public:
+  ListSearch(Candidates& candidates, Matching& matching);
+  void augment(int32_t root);  // matches `root`; throws Infeasible
+
+ private:
+  struct Event {
+    double distance;
+    int32_t what;  // a column, or ~line for the unlisted columns of a line
+  };
+  struct Reached {
+    int32_t column;
+    double distance;
+  };
+
+  void scan(int32_t line);
+  void push(double distance, int32_t what);
+  Event pop();
+
+  Candidates& candidates_;
+  Matching& matching_;
+  std::vector<double> distance_;   // [columns] +inf: untouched, -inf: final
+  std::vector<int32_t> from_;      // [columns] the line before it on the path
+  std::vector<double> from_cost_;  // [columns] cost of that edge
+  std::vector<double> base_;       // [lines] path length up to the line, minus its dual
+  std::vector<Event> heap_;
+  std::vector<int32_t> touched_;
+  std::vector<Reached> final_;
+  double best_ = 0;
+  int32_t sink_ = -1;
+};
+
+// Dijkstra over whole lines, O(columns) a step: for inputs on which lists do not pay.
+template <typename T>
+class LineSearch {
+ public:
+  LineSearch(const Lines<T>& lines, Matching& matching);
+  void augment(int32_t root);  // as above
+
+ private:
+  const Lines<T>& lines_;
+  Matching& matching_;
+  std::vector<double> distance_;  // [columns]
+  std::vector<int32_t> from_;     // [columns]
+  std::vector<T> line_;           // [columns]
+};
+
+}  // namespace saekern::assignment
