@@ -57,7 +57,14 @@ std::string listed(std::vector<int32_t> indices) {
   return indices.size() > kShown ? text + ", ..." : text;
 }
 
-std::string counted(size_t n, const char* what) { return std::to_string(n) + " " + what + (n == 1 ? "" : "s"); }
+// "rows 1, 4, 7 (3 of them) have finite costs in 2 columns only: 0, 2"
+std::string explain(const Infeasible& stuck, bool transposed) {
+  const std::string line = transposed ? "column" : "row", other = transposed ? "row" : "column";
+  const size_t lines = stuck.lines.size(), others = stuck.columns.size();
+  if (lines == 1) return line + " " + listed(stuck.lines) + " has no finite cost";
+  return line + "s " + listed(stuck.lines) + " (" + std::to_string(lines) + " of them) have finite costs in " +
+         std::to_string(others) + " " + other + (others == 1 ? "" : "s") + " only: " + listed(stuck.columns);
+}
 
 }  // namespace
 
@@ -77,12 +84,7 @@ void linear_sum_assignment(const CostMatrix<T>& cost, int threads, int64_t* assi
     throw std::invalid_argument("matrix contains invalid numeric entries: " + std::string(cost.maximize ? "+" : "-") +
                                 "inf or NaN at [" + std::to_string(row) + ", " + std::to_string(column) + "]");
   } catch (const Infeasible& stuck) {
-    const char* line = lines.transposed() ? "column" : "row";
-    const char* other = lines.transposed() ? "row" : "column";
-    const std::string where = stuck.columns.empty() ? "" : " (" + listed(stuck.columns) + ")";
-    throw std::invalid_argument("cost matrix is infeasible: " + counted(stuck.lines.size(), line) + " (" +
-                                listed(stuck.lines) + ") allowed in only " + counted(stuck.columns.size(), other) +
-                                where);
+    throw std::invalid_argument("cost matrix is infeasible: " + explain(stuck, lines.transposed()));
   }
 }
 

@@ -59,7 +59,7 @@ void ListSearch<Candidates>::scan(int32_t line) {
 template <class Candidates>
 void ListSearch<Candidates>::augment(int32_t root) {
   heap_.clear();
-  final_.clear();
+  reached_.clear();
   best_ = kInfinity;
   sink_ = -1;
   base_[root] = 0;
@@ -74,30 +74,15 @@ void ListSearch<Candidates>::augment(int32_t root) {
     }
     if (event.distance != distance_[event.what]) continue;  // reached more cheaply since, or final already
     distance_[event.what] = -kInfinity;
-    final_.push_back({event.what, event.distance});
+    reached_.push_back({event.what, event.distance});
     const int32_t line = matching_.line_of[event.what];
     base_[line] = event.distance - (matching_.cost_of[line] - matching_.price[event.what]);
     scan(line);
   }
   for (const int32_t column : touched_) distance_[column] = kInfinity;
   touched_.clear();
-  if (sink_ < 0) {
-    Infeasible stuck{{root}, {}};
-    for (const Reached& reached : final_) {
-      stuck.lines.push_back(matching_.line_of[reached.column]);
-      stuck.columns.push_back(reached.column);
-    }
-    throw stuck;
-  }
-  for (const Reached& reached : final_) matching_.price[reached.column] -= best_ - reached.distance;
-  for (int32_t column = sink_;;) {
-    const int32_t line = from_[column], previous = matching_.column_of[line];
-    matching_.column_of[line] = column;
-    matching_.line_of[column] = line;
-    matching_.cost_of[line] = from_cost_[column];
-    if (line == root) break;
-    column = previous;
-  }
+  if (sink_ < 0) throw matching_.stuck(root, reached_);
+  matching_.augment(root, sink_, best_, reached_, from_, [&](int32_t, int32_t column) { return from_cost_[column]; });
 }
 
 template class ListSearch<DenseCandidates<float>>;

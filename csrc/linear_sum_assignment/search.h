@@ -5,24 +5,9 @@
 #include <vector>
 
 #include "linear_sum_assignment/lines.h"
+#include "linear_sum_assignment/matching.h"
 
 namespace saekern::assignment {
-
-// A partial assignment that is optimal for the lines it holds. A matched line's dual is cost - price of its own column,
-// never stored, so its edge is tight by definition and rounding cannot open a gap that a search would chase.
-struct Matching {
-  Matching(int64_t lines, int64_t columns)
-      : column_of(lines, -1), line_of(columns, -1), cost_of(lines), price(columns, 0.0) {}
-  std::vector<int32_t> column_of;  // [lines], -1 = free
-  std::vector<int32_t> line_of;    // [columns], -1 = free
-  std::vector<double> cost_of;     // [lines] cost of the line's own column
-  std::vector<double> price;       // [columns] dual, <= 0, exactly 0 while the column is free
-};
-
-// No assignment exists: these lines have finite costs only in these columns, one fewer (Hall's condition).
-struct Infeasible {
-  std::vector<int32_t> lines, columns;
-};
 
 // Dijkstra with a heap over what Candidates lists. Where a list ends, the bound on the rest of the line enters the heap
 // as an event of its own: only when the search gets there is the list extended.
@@ -37,10 +22,6 @@ class ListSearch {
     double distance;
     int32_t what;  // a column, or ~line for the unlisted columns of a line
   };
-  struct Reached {
-    int32_t column;
-    double distance;
-  };
 
   void scan(int32_t line);
   void push(double distance, int32_t what);
@@ -54,7 +35,7 @@ class ListSearch {
   std::vector<double> base_;       // [lines] path length up to the line, minus its dual
   std::vector<Event> heap_;
   std::vector<int32_t> touched_;
-  std::vector<Reached> final_;
+  std::vector<Reached> reached_;  // in ascending distance
   double best_ = 0;
   int32_t sink_ = -1;
 };
@@ -67,11 +48,14 @@ class LineSearch {
   void augment(int32_t root);  // as above
 
  private:
+  int32_t nearest(const double* lane_nearest, double distance) const;
+
   const Lines<T>& lines_;
   Matching& matching_;
   std::vector<double> distance_;  // [columns]
   std::vector<int32_t> from_;     // [columns]
-  std::vector<T> line_;           // [columns]
+  std::vector<T> line_;           // [columns] scratch
+  std::vector<Reached> reached_;
 };
 
 }  // namespace saekern::assignment

@@ -23,6 +23,8 @@ class Selector {
 
  private:
   std::vector<T> minima_, order_;
+  std::vector<Choice<T>> found_;
+  T threshold_ = 0;
 };
 
 }  // namespace saekern::assignment
