@@ -18,6 +18,7 @@
 #include "encode_backward.h"
 #include "isa.h"
 #include "latent_order.h"
+#include "linear_sum_assignment.h"
 #include "nearest.h"
 #include "row_topk.h"
 #include "segment_gradients.h"
@@ -187,10 +188,30 @@ void bind_adam_step(Array<float> param, const Array<float>& grad, Array<float> e
   adam_step(job, threads);
 }
 
+// cost [rows, columns] with any strides, so that transposed views and slices are solved where they lie.
+template <typename T>
+void bind_linear_sum_assignment(const py::array_t<T>& cost, bool maximize, int threads, Array<int64_t> assignment) {
+  if (cost.ndim() != 2 || assignment.ndim() != 1 || assignment.shape(0) != cost.shape(0)) {
+    throw py::value_error("linear_sum_assignment: expected cost [rows, columns] and assignment [rows]");
+  }
+  if (cost.shape(0) > INT32_MAX || cost.shape(1) > INT32_MAX) {
+    throw py::value_error("linear_sum_assignment: at most 2^31 - 1 rows and columns");
+  }
+  const auto size = static_cast<py::ssize_t>(sizeof(T));
+  if (cost.strides(0) % size != 0 || cost.strides(1) % size != 0) {
+    throw py::value_error("linear_sum_assignment: strides must be multiples of the item size");
+  }
+  const saekern::CostMatrix<T> view{
+      cost.data(), cost.shape(0), cost.shape(1), cost.strides(0) / size, cost.strides(1) / size, maximize};
+  int64_t* out = assignment.mutable_data();
+  py::gil_scoped_release release;
+  saekern::linear_sum_assignment(view, threads, out);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
-  m.doc() = "C++ kernels behind saekern.ops; every array is contiguous and row-major.";
+  m.doc() = "C++ kernels behind saekern.ops; every array is contiguous and row-major unless it says otherwise.";
   const auto a = [](const char* name) { return py::arg(name).noconvert(); };
   const auto isa = py::arg("isa") = "";
   m.def("isa", [] { return isa_name(best_isa()); });
@@ -211,4 +232,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         a("dpre_bias"));
   m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("step"), a("lr"),
         a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
+  m.def("linear_sum_assignment", &bind_linear_sum_assignment<float>, a("cost"), a("maximize"), a("threads"),
+        a("assignment"));
+  m.def("linear_sum_assignment", &bind_linear_sum_assignment<double>, a("cost"), a("maximize"), a("threads"),
+        a("assignment"));
 }

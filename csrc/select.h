@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "isa.h"
+#include "lanes.h"
 
 namespace saekern {
 
-constexpr int64_t kLanes = 16;  // scores are looked at 16 at a time; blocks are multiples of it
 
 // The approximate score of latent f is within  constant + row_norm · norm[f] + row_rounded · residual[f]  of the score.
 struct Slack {
