@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,11 @@ class AllPairs:
 
     def compute(self, positions: Iterable[tuple[int, int]]) -> Iterator[Pair]:
         """The pairs at `positions`; those of one i in a row, so that its dictionary is fetched once."""
-        held, first = -1, None
-        for i, j in positions:
-            if i != held:
-                held, first = i, self.rows(i)
-            a, b = same_space(first, self.rows(j))
-            yield Pair(i, j, *match_both(a, b, self.method, self._live[i], self._live[j]))
+        for i, partners in groupby(positions, key=lambda position: position[0]):
+            first = self.rows(i)
+            for _, j in partners:
+                a, b = same_space(first, self.rows(j))
+                yield Pair(i, j, *match_both(a, b, self.method, self._live[i], self._live[j]))
 
 
 def match_all(
@@ -93,8 +92,8 @@ def match_all(
 
     Can be killed at any moment: a pair's file appears whole or not at all, and a second call with the same dictionaries
     computes only the pairs that are missing, damaged, or made from other inputs (compared by hash).
-    Memory: two dictionaries and one pair (nearest), plus the dense matrix of `match` (assignment). With `store=None` the
-    result stays in memory: 12 (S−1) bytes a latent.
+    Memory: two dictionaries and one pair (nearest), plus the dense matrix of `match` (assignment). With `store=None`
+    the result stays in memory: 12 (S−1) bytes a latent.
 
     Args:
         dictionaries: S dictionaries [F, D] or SAEs with `.dictionary`, F may differ; a lazy sequence is read as needed.

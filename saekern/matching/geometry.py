@@ -39,14 +39,13 @@ def live_rows(rows: Tensor, dead: Tensor | None, name: str = "dictionary") -> Te
     if dead is None:
         return live
     if dead.dtype != torch.bool or list(dead.shape) != [rows.shape[0]]:
-        raise ValueError(
-            f"dead mask of {name}: expected bool [{rows.shape[0]}], got {dead.dtype} {list(dead.shape)}"
-        )
+        raise ValueError(f"dead mask of {name}: expected bool [{rows.shape[0]}], got {dead.dtype} {list(dead.shape)}")
     return live & ~dead.to(live.device)
 
 
 def center(dictionary: Any, mean: Tensor) -> Tensor:
     """d_i − mean for every atom, [F, D]. Nothing is normalised: every cosine of this package does that itself.
+    Zero atoms stay zero, since they have no direction and are set aside in every matching.
 
     For dictionaries whose atoms lie in data space (archetypes, centroids): an offset shared by all atoms makes any two
     of them look alike. With ‖mean‖ four times the spread, independent random dictionaries have matched cosine 0.95
@@ -62,7 +61,8 @@ def center(dictionary: Any, mean: Tensor) -> Tensor:
     rows = as_dictionary(dictionary)
     if list(mean.shape) != [rows.shape[1]] or not torch.isfinite(mean).all():
         raise ValueError(f"mean: expected finite entries, shape [{rows.shape[1]}], got shape {list(mean.shape)}")
-    return (rows.to(torch.float64) - mean.detach().to(rows.device, torch.float64)).to(rows.dtype)
+    moved = rows.to(torch.float64) - mean.detach().to(rows.device, torch.float64)
+    return torch.where(live_rows(rows, None)[:, None], moved, 0).to(rows.dtype)
 
 
 def whiten(dictionary: Any, covariance: Tensor, floor: float = 1e-6) -> Tensor:

@@ -5,10 +5,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saekern import ops, reference
+from saekern import ops
 from saekern.matching.assignment import linear_sum_assignment
 from saekern.matching.geometry import as_dictionary, live_rows
 from saekern.matching.result import Matching
+from saekern.reference.nearest import unit_rows
 
 Method = Literal["assignment", "nearest"]
 METHODS = ("assignment", "nearest")
@@ -67,7 +68,7 @@ def match_both(a: Tensor, b: Tensor, method: Method, live_a: Tensor, live_b: Ten
 
 def assign(a: Tensor, b: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The assignment as (index, cosine) from either side; −1 for the latents of the larger side that are left over."""
-    unit_a, unit_b = reference.nearest.unit_rows(a), reference.nearest.unit_rows(b)
+    unit_a, unit_b = unit_rows(a), unit_rows(b)
     cosine = torch.empty(a.shape[0], b.shape[0], dtype=unit_a.dtype)
     for start in range(0, a.shape[0], BLOCK):
         cosine[start : start + BLOCK] = unit_a[start : start + BLOCK] @ unit_b.T

@@ -1,5 +1,6 @@
 """What a matching is: for each latent of one dictionary its partner in another, and how sure that is."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,7 +25,8 @@ class Certificate(NamedTuple):
     """Rows of the cosine matrix that a candidate list did not settle and that were computed in full."""
 
 
-class Matching(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Matching:
     """a's latent i corresponds to b's latent `index[i]`."""
 
     index: Tensor
@@ -33,8 +35,8 @@ class Matching(NamedTuple):
     cosine: Tensor
     """[Fa] signed cosine of the two decoder rows (float32, float64 for float64 dictionaries); NaN where index is −1."""
     margin: Tensor | None = None
-    """[Fa] best minus second-best cosine, NaN where there is no second; None where it was not computed: nearest partners
-    from `match` have it, assignments and the pairs of a `PairStore` do not."""
+    """[Fa] best minus second-best cosine, NaN where there is no second; None where it was not computed: nearest
+    partners from `match` have it, assignments and the pairs of a `PairStore` do not."""
     certificate: Certificate | None = None
     """Proof of optimality of an assignment; None where the solver made none."""
 

@@ -1,7 +1,7 @@
 """The matchings of all pairs of runs: in memory, or a folder with one safetensors file a pair and a manifest.
 
-    <folder>/manifest.json            format, version, method, seeds, sizes, one key a dictionary
-    <folder>/000-001.safetensors      a_index, a_cosine, a_live, b_index, b_cosine, b_live; a is run 0, b is run 1
+<folder>/manifest.json            format, version, method, seeds, sizes, one key a dictionary
+<folder>/000-001.safetensors      a_index, a_cosine, a_live, b_index, b_cosine, b_live; a is run 0, b is run 1
 """
 
 import hashlib
@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,8 +25,8 @@ MANIFEST = "manifest.json"
 class PairStore:
     """The matchings of every pair of S runs, both directions. Made by `match_all`, reopened by `PairStore.open`.
 
-    `for pair in store` yields a `Pair` for every i < j, reading one file at a time; `store[i, j]` is the `Matching` from
-    run i to run j in either order; `len(store)` counts the pairs i < j.
+    `for pair in store` yields a `Pair` for every i < j, reading one file at a time; `store[i, j]` is the `Matching`
+    from run i to run j in either order; `len(store)` counts the pairs i < j.
     """
 
     method: str
@@ -36,6 +35,8 @@ class PairStore:
     """[S] the label of each run."""
     sizes: list[int]
     """[S] latents of each run."""
+    keys: list[str]
+    """[S] hash of each run's atoms and of which are live."""
     folder: Path | None
     """Where the pairs lie; None: in memory."""
 
@@ -50,7 +51,7 @@ class PairStore:
         memory: dict[tuple[int, int], tuple[Pair, Tensor, Tensor]] | None = None,
     ):
         self.method, self.seeds, self.sizes, self.folder = method, list(seeds), list(sizes), folder
-        self._keys = list(keys)
+        self.keys = list(keys)
         self._memory = {} if memory is None else memory
 
     @classmethod
@@ -67,7 +68,7 @@ class PairStore:
         missing = [path for i, j in store.positions() if not (path := pair_path(folder, i, j)).exists()]
         if missing:
             raise FileNotFoundError(
-                f"{missing[0]}: {len(missing)} of {len(store)} pairs are missing; match_all with the same store makes them"
+                f"{missing[0]}: {len(missing)} of {len(store)} pairs are missing; run match_all with the same store again"
             )
         return store
 
@@ -96,7 +97,7 @@ class PairStore:
     def _read(self, i: int, j: int) -> tuple[Pair, Tensor, Tensor]:
         if self.folder is None:
             return self._memory[i, j]
-        return read_pair(self.folder, i, j, pair_key(self.method, self._keys[i], self._keys[j]))
+        return read_pair(self.folder, i, j, pair_key(self.method, self.keys[i], self.keys[j]))
 
     def __repr__(self) -> str:
         where = "memory" if self.folder is None else str(self.folder)
@@ -136,7 +137,9 @@ def read_manifest(folder: Path) -> dict:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT!r}")
     if header["version"] > VERSION:
-        raise ValueError(f"{path}: version {header['version']} is newer than this saekern reads ({VERSION}); upgrade it")
+        raise ValueError(
+            f"{path}: version {header['version']} is newer than this saekern reads ({VERSION}); upgrade it"
+        )
     return header
 
 
@@ -190,4 +193,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror}); what was written before it is whole") from None
+        raise OSError(
+            error.errno, f"cannot write {path} ({error.strerror}); what was written before it is whole"
+        ) from None
