@@ -203,9 +203,20 @@ class StudyConfig:
     def read(cls, path: str | Path) -> "StudyConfig":
         """`from_json` of a file; errors name it."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:  # JSONDecodeError is one
-            raise ValueError(f"{path}: {error}") from error
+            return cls.from_json(read_values(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. A study.json gives the config inside it."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values.get("config", {}) if "steps" in values else values
 
 
 def quickstart() -> StudyConfig:

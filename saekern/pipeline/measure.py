@@ -38,7 +38,11 @@ def evaluate(sources: Sources, index: int, work: Path) -> None:
     config, rows = sources.config, sources.evaluated()
     sae = sources.sae(index)
     counts = evaluation.density(sae, rows)  # [F]
-    result: dict[str, Any] = {"seed": index, "init_seed": config.first_seed + index, "data_seed": data_seed(config, index)}
+    result: dict[str, Any] = {
+        "seed": index,
+        "init_seed": config.first_seed + index,
+        "data_seed": data_seed(config, index),
+    }
     result["ev"] = float(evaluation.explained_variance(sae, rows))
     result["l0"] = float(evaluation.l0(sae, rows))
     result["dead"] = float((counts < config.stability.min_firings).double().mean())

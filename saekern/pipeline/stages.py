@@ -183,7 +183,11 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
     if sources.external:
         facts["Rows from"] = str(source.cache)
     else:
-        facts |= {"Model": source.model, "Hook": source.hook, "Text": source.tokens or "Python's standard library, as bytes"}
+        facts |= {
+            "Model": source.model,
+            "Hook": source.hook,
+            "Text": source.tokens or "Python's standard library, as bytes",
+        }
     facts |= {
         "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
         "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
