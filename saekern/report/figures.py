@@ -68,13 +68,16 @@ def ecdf(results: Results, ax: "Axes") -> tuple[str, str]:
         xlim=(-0.02, 1.02), ylim=(0, 1.03), xlabel="reappearance probability p", ylabel="share of latents at or below p"
     )
     ax.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06))
-    raw = stability["raw"]["live"]
     caption = (
         f"How often a latent reappears in the other {comparisons} seeds (a decoder row with cosine at least "
-        f"{stability['threshold']:g}). Thin lines: each seed as the anchor. The dotted line is the same count among random "
-        "dictionaries of the same size: what chance alone gives."
+        f"{stability['threshold']:g}). Thin lines: each seed as the anchor. The dotted line is the same count among "
+        "random dictionaries of the same size: what chance alone gives."
     )
-    return caption, f"Cumulative distribution of stability; {raw['stable']:.0%} stable, {raw['unstable']:.0%} unstable."
+    return caption, "Cumulative distribution of the reappearance probability, against random dictionaries."
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,27 +90,27 @@ def _steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def composition(results: Results, ax: "Axes") -> tuple[str, str]:
     arrays, epsilon = results.arrays, results.stability["epsilon"]
-    live, p = arrays["live"].astype(bool), arrays["probability"]
+    live, stable, unstable = (arrays[name].astype(bool) for name in ("live", "stable", "unstable"))
     parts = [
-        ("stable", live & (p >= 1 - epsilon), BLUE),
-        ("between", live & (p < 1 - epsilon) & (p > epsilon), "#9cc6ee"),
-        ("unstable", live & (p <= epsilon), ORANGE),
+        ("stable", stable, BLUE),
+        ("between", live & ~stable & ~unstable, "#9cc6ee"),
+        ("unstable", unstable, ORANGE),
         ("dead", ~live, FAINT),
     ]
-    seeds = np.arange(len(p))
-    bottom = np.zeros(len(p))
+    seeds = np.arange(len(live))
+    bottom = np.zeros(len(live))
     for label, mask, colour in parts:
         share = mask.mean(1)
         ax.bar(seeds, share, bottom=bottom, width=0.78, color=colour, label=label)
         bottom += share
     ax.set(xlabel="seed as the anchor", ylabel="share of latents", ylim=(0, 1))
-    if len(p) <= 16:
+    if len(live) <= 16:
         ax.set_xticks(seeds)
     ax.grid(False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=4, columnspacing=1.2, handlelength=1.0)
     caption = (
-        f"Every seed taken as the anchor in turn. Stable: p ≥ {1 - epsilon:g}. Unstable: p ≤ {epsilon:g}. Dead latents never "
-        "fire on the evaluated rows; they are counted here and left out of every other figure."
+        f"Every seed as the anchor in turn. Stable: p ≥ {1 - epsilon:g}. Unstable: p ≤ {epsilon:g}. Dead latents do not "
+        "fire on the evaluated rows: counted here, left out of the other figures."
     )
     return caption, "Stacked bars of stable, intermediate, unstable and dead latents for each seed."
 
@@ -152,13 +155,15 @@ def cosine(results: Results, ax: "Axes") -> tuple[str, str]:
     arrays, stability = results.arrays, results.stability
     edges = arrays["histogram_edges"]
     series = (
-        ("random dictionaries", arrays["null_histogram"], GREY),
-        ("pairs of seeds", arrays["cosine_histogram"], BLUE),
+        ("random dictionaries", arrays["null_histogram"], GREY, 0.3),
+        ("rotated dictionaries", arrays["rotated_histogram"], ORANGE, 0.0),
+        ("pairs of seeds", arrays["cosine_histogram"], BLUE, 0.3),
     )
-    for label, counts, colour in series:
+    for label, counts, colour, opacity in series:
         density = counts / max(1, counts.sum())
-        ax.stairs(density, edges, fill=True, color=colour, alpha=0.35)
-        ax.stairs(density, edges, color=colour, lw=1.6, label=label)
+        if opacity:
+            ax.stairs(density, edges, fill=True, color=colour, alpha=opacity)
+        ax.stairs(density, edges, color=colour, lw=1.6 if opacity else 1.0, label=label)
     ax.axvline(stability["threshold"], color=INK, lw=1, ls=(0, (3, 3)))
     ax.text(
         stability["threshold"], 0.98, f" θ = {stability['threshold']:g}", transform=ax.get_xaxis_transform(), va="top"
@@ -166,11 +171,12 @@ def cosine(results: Results, ax: "Axes") -> tuple[str, str]:
     occupied = np.flatnonzero(arrays["cosine_histogram"] + arrays["null_histogram"])
     left = edges[occupied[0]] if occupied.size else 0.0
     ax.set(xlim=(min(0.0, left), 1.0), xlabel="best cosine in another seed", ylabel="share of latents")
-    ax.legend(loc="upper center")
+    ax.legend(loc="upper left")
     caption = (
         "For every live latent and every other seed, the largest cosine with a decoder row there. "
-        f"The median is {stability['raw']['median_cosine']:.3f} between seeds and "
-        f"{stability['null']['raw']['median_cosine']:.3f} between random dictionaries of the same size."
+        f"The median is {number(stability['raw']['cosine_quantiles']['0.5'], 3)} between seeds and "
+        f"{number(stability['null']['random']['cosine_quantiles']['0.5']['mean'], 3)} between random dictionaries of the "
+        "same size; rotating every dictionary by itself keeps its inner angles and gives the thin line."
     )
     return caption, "Histogram of best cosines between seeds, against random dictionaries."
 
@@ -206,9 +212,11 @@ def pairs(results: Results, ax: "Axes") -> tuple[str, str]:
 
 def distance(results: Results, ax: "Axes") -> tuple[str, str]:
     stability = results.stability
-    kinds = [kind for kind in ("raw", "centred") if stability[kind].get("distance_initial") is not None]
+    kinds = [kind for kind in ("raw", "centred") if kind in stability["distance"]]
+    if not kinds:
+        ax.text(0.5, 0.5, "no pairs were matched one to one", ha="center", transform=ax.transAxes)
     for row, kind in enumerate(kinds):
-        start, end = stability[kind]["distance_initial"], stability[kind]["distance_final"]
+        start, end = (stability["distance"][kind][time]["mean"] for time in ("initial", "final"))
         ax.annotate("", (end, row), (start, row), arrowprops={"arrowstyle": "-|>", "color": BLUE, "lw": 2})
         ax.plot(start, row, "o", ms=9, mfc="none", mec=GREY, mew=2)
         ax.plot(end, row, "o", ms=9, color=BLUE)
@@ -220,8 +228,8 @@ def distance(results: Results, ax: "Axes") -> tuple[str, str]:
         "Distance between independently initialised dictionaries before and after training, matched one to one. "
         "A small D(end) means something only if D(0) was large: runs that start together stay together."
     )
-    if stability.get("shared_init"):
-        caption += " Here D(0) is 0: the runs share their initialisation, so nothing below counts as stability."
+    if any(stability["distance"][kind]["shared_init"] for kind in kinds):
+        caption += " Here runs share their initialisation (D(0) = 0), so nothing counts as stable."
     return caption, "Distances between dictionaries at the start and at the end of training."
 
 

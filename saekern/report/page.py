@@ -5,7 +5,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from saekern.report.figures import Picture
+from saekern.report.figures import Picture, number
 from saekern.report.results import Results
 from saekern.report.text import snippet, table
 from saekern.report.verdict import verdicts
@@ -53,42 +53,49 @@ def _section(title: str, content: str) -> str:
 
 def _lead(results: Results) -> str:
     stability = results.stability
-    raw, others = stability["raw"]["live"], stability["seeds"] - 1
+    live, others = stability["raw"]["live"], stability["seeds"] - 1
+    if stability["vacuous"]:
+        found, lost = f"all of the other {others}", "none"
+    else:
+        found = f"at least {1 - stability['epsilon']:.0%} of the other {others}"
+        lost = f"at most {stability['epsilon']:.0%}"
     return (
-        f'<p class="lead">Of the latents that fire, <b>{raw["stable"]:.1%}</b> reappear in at least '
-        f"{1 - stability['epsilon']:.0%} of the other {others} independently trained seeds, and <b>{raw['unstable']:.1%}</b> "
-        f"in at most {stability['epsilon']:.0%} of them.</p>"
+        f'<p class="lead">Of the latents that fire, <b>{_percent(live["stable"])}</b> reappear in {found} independently '
+        f"trained seeds, and <b>{_percent(live['unstable'])}</b> in {lost} of them.</p>"
     )
 
 
 def _tiles(results: Results) -> str:
     stability = results.stability
-    raw, null = stability["raw"], stability["null"]["raw"]
+    live, null = stability["raw"]["live"], stability["null"]["random"]
     tiles = [
-        (f"{raw['live']['mean']:.3f}", "mean reappearance probability, live latents"),
-        (f"{null['mean']:.3f}", "the same for random dictionaries"),
+        (number(live["mean_probability"], 3), "mean reappearance probability p of live latents"),
+        (number(null["match_rate"]["mean"], 3), "the same for random dictionaries"),
     ]
-    if raw.get("distance_initial") is not None:
-        tiles.append(
-            (f"{raw['distance_initial']:.2f} → {raw['distance_final']:.2f}", "D(0) → D(end), distance between runs")
-        )
-    if stability.get("iou"):
-        iou = stability["iou"]
-        tiles.append((f"{iou['mean']:.3f}", f"IoU of nearest and one-to-one matches, ± {iou['sd']:.3f}"))
+    if "raw" in stability["distance"]:
+        distance = stability["distance"]["raw"]
+        moved = f"{number(distance['initial']['mean'], 2)} → {number(distance['final']['mean'], 2)}"
+        tiles.append((moved, "D(0) → D(end): distance between runs, matched one to one"))
+    if stability["iou"]:
+        iou = stability["iou"]["features"]
+        label = f"IoU of what nearest and one-to-one matching find, ± {number(iou['sd'], 3)}"
+        tiles.append((number(iou["mean"], 3), label))
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
     return f'<div class="tiles">{cells}</div>'
 
 
 def _verdicts(results: Results) -> str:
     kinds = {True: "met", False: "missed", None: "unmeasured"}
+    words = {True: "met", False: "missed", None: "not measured"}
     lines = verdicts(results.evaluation)
     items = "".join(
-        f'<li class="{kinds[line.passed]}"><strong>{line.name}: {kinds[line.passed]}.</strong>{html.escape(line.sentence)}</li>'
+        f'<li class="{kinds[line.passed]}"><strong>{line.name}: {words[line.passed]}.</strong>'
+        f"{html.escape(line.sentence)}</li>"
         for line in lines
     )
     missed = [line.name.lower() for line in lines if line.passed is False]
     close = (
-        f"<p>Missed: {', '.join(missed)}. Stability figures of a dictionary below the floor describe a poor fit first.</p>"
+        f"<p>Missed: {', '.join(missed)}. Below the floor, stability figures describe a poor fit first.</p>"
         if missed
         else ""
     )
@@ -117,8 +124,8 @@ def _seeds(results: Results) -> str:
             f"{seed['ev']:.4f}",
             f"{seed['l0']:.2f}",
             f"{seed['dead']:.1%}",
-            _number(seed.get("ce_sae"), 4),
-            _number(seed.get("recovered"), 4),
+            number(seed.get("ce_sae"), 4),
+            number(seed.get("recovered"), 4),
         ]
         for seed in evaluation["seeds"]
     ]
@@ -128,8 +135,9 @@ def _seeds(results: Results) -> str:
     )
     if evaluation.get("ce_clean") is not None:
         text += (
-            f"Cross-entropy is in nats a token on {evaluation['ce_tokens']:,} tokens: {evaluation['ce_clean']:.4f} untouched, "
-            f"{evaluation['ce_zero']:.4f} with the activation set to zero; recovered is the share of that difference kept."
+            f"Cross-entropy is in nats a token on {evaluation['ce_tokens']:,} tokens: {evaluation['ce_clean']:.4f} "
+            f"untouched, {evaluation['ce_zero']:.4f} with the activation set to zero; recovered is the share of that "
+            "difference which the reconstruction keeps."
         )
     return text + "</p>" + table(header, rows)
 
@@ -137,15 +145,14 @@ def _seeds(results: Results) -> str:
 def _stability(results: Results) -> str:
     stability = results.stability
     rows = []
-    for kind, name in (("raw", "raw cosine"), ("centred", "after subtracting the data mean")):
-        for which, label in (("live", "live latents"), ("all", "all latents")):
-            share = stability[kind][which]
-            rows.append([f"{name}, {label}", *_shares(share), str(share["count"])])
-        null = stability["null"].get(kind)
-        if null:
-            rows.append([f"{name}, random dictionaries", *_shares(null), str(null["count"])])
-    header = ["", "stable", "between", "unstable", "mean p", "95 % interval", "latents"]
-    notes = [f"<p class='note'>{note}</p>" for note in notes_on(stability)]
+    for kind, name in (("raw", "raw cosine"), ("centred", "centred cosine")):
+        for which, label in (("live", "live latents"), ("all", "all latents, dead ones as never found")):
+            rows.append([f"{name}, {label}", *_shares(stability[kind][which])])
+    for kind, name in (("random", "random dictionaries"), ("rotated", "the same dictionaries, each rotated by itself")):
+        null = stability["null"][kind]
+        rows.append([f"null: {name}", _percent(null["stable"]["mean"]), "", "", _p(null["match_rate"]["mean"]), ""])
+    header = ["mean over seeds as anchors, ± their spread", "stable", "between", "unstable", "mean p", "latents"]
+    notes = [f'<p class="note">{note}</p>' for note in notes_on(stability)]
     return table(header, rows) + "".join(notes)
 
 
@@ -154,31 +161,47 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
     others, epsilon = stability["seeds"] - 1, stability["epsilon"]
     notes = []
     if stability["vacuous"]:
+        enough = f" From {round(1 / epsilon)} comparisons on it allows exceptions." if epsilon else ""
         notes.append(
-            f"With {others} comparisons ε = {epsilon:g} decides nothing by itself: “stable” means found in "
-            f"<em>every</em> other seed and “unstable” in <em>none</em>. From {round(1 / epsilon)} comparisons on it allows exceptions."
+            f"<b>{others} comparisons are few.</b> ε = {epsilon:g} then decides nothing by itself: “stable” means found in "
+            f"<em>every</em> other seed and “unstable” in <em>none</em>.{enough}"
         )
-    varied = "initialisation alone" if stability["varied"] == "init" else "initialisation and the order of the data"
-    notes.append(f"Between seeds the {varied} varied. The interval of mean p is over seeds as anchors.")
-    iou = stability.get("iou")
+    if any(distance["shared_init"] for distance in stability["distance"].values()):
+        notes.append(
+            "<b>Seeds share their initialisation.</b> They agreed before training, so no latent is called stable."
+        )
+    varied = "the initialisation alone" if stability["varied"] == "init" else "the initialisation and the order of rows"
+    notes.append(
+        f"Between seeds {varied} varied. Centred: the mean of all live decoder rows, of norm "
+        f"{number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share does "
+        "not pass for agreement."
+    )
+    iou = stability["iou"]
     if iou:
         notes.append(
-            f"Nearest neighbours may share a partner; one-to-one assignment may not. On {iou['pairs_compared']} pairs the sets of "
-            f"matched latents agree to an IoU of {iou['mean']:.3f} ± {iou['sd']:.3f}, the sets of matched pairs to "
-            f"{iou['pairs_mean']:.3f} ± {iou['pairs_sd']:.3f}."
+            "Nearest neighbours may share a partner; a one-to-one assignment may not. On "
+            f"{iou['pairs_compared']} pairs of seeds the two find the same latents to an IoU of {_spread(iou['features'])} "
+            f"and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of assigned latents (PW-MCC) is "
+            f"{number(iou['pw_mcc'], 3)}."
         )
     return notes
 
 
 def _shares(share: dict[str, Any]) -> list[str]:
-    interval = share.get("interval")
-    return [
-        f"{share['stable']:.1%}",
-        f"{1 - share['stable'] - share['unstable']:.1%}",
-        f"{share['unstable']:.1%}",
-        f"{share['mean']:.4f}",
-        f"{interval[0]:.4f} – {interval[1]:.4f}" if interval else "",
-    ]
+    parts = [_percent(share[name], share[f"{name}_sd"]) for name in ("stable", "undecided", "unstable")]
+    return [*parts, _p(share["mean_probability"], share["mean_probability_sd"]), f"{share['latents']:,}"]
+
+
+def _percent(value: float | None, spread: float | None = None) -> str:
+    return number(None if value is None else 100 * value, 1) + (f" ± {100 * spread:.1f}" if spread else "") + " %"
+
+
+def _p(value: float | None, spread: float | None = None) -> str:
+    return number(value, 4) + (f" ± {spread:.4f}" if spread else "")
+
+
+def _spread(values: dict[str, float | None]) -> str:
+    return number(values["mean"], 3) + ("" if values["sd"] is None else f" ± {values['sd']:.3f}")
 
 
 def _figures(pictures: list[Picture]) -> str:
@@ -211,8 +234,8 @@ def _latents(results: Results) -> str:
         body = table(["seed · latent", "p", "mean cosine", "fires", "strongest contexts"], rows, numeric=False)
         parts.append(f"<h3>{title}</h3>{body.replace('<table>', '<table class=latents>')}")
     text = (
-        "<p>Each line is one of the contexts in which the latent is most active, with the token it is active on marked. "
-        f"p counts the {others} other seeds; mean cosine is with the best partner in each.</p>"
+        "<p>Each line is one of the contexts in which the latent is most active, the token it is active on "
+        f"marked. p counts the {others} other seeds; mean cosine is with the best partner in each.</p>"
     )
     return text + "<br>".join(parts)
 
@@ -220,10 +243,6 @@ def _latents(results: Results) -> str:
 def _settings(results: Results) -> str:
     config = html.escape(json.dumps(results.run["config"], indent=2, ensure_ascii=False))
     return f"<details><summary>The whole configuration</summary><pre>{config}</pre></details>"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _text(value: Any) -> str:

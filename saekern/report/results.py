@@ -9,15 +9,18 @@ import numpy as np
 from safetensors.numpy import load_file
 
 ARRAYS = {
-    "probability": "[S, F] share of the other seeds in which each latent reappears, raw cosine",
-    "probability_centred": "[S, F] the same after subtracting the data mean from every decoder row",
-    "null_probability": "[F] the same for a random dictionary among random dictionaries",
-    "live": "[S, F] 1 where the latent fires",
+    "probability": "[S, F] share of the other seeds in which each latent reappears, raw cosine; NaN where dead",
+    "probability_centred": "[S, F] the same after subtracting the mean decoder row",
+    "null_probability": "[n] the same for random dictionaries among each other",
+    "live": "[S, F] true where the latent fires",
+    "stable": "[S, F] true where stable",
+    "unstable": "[S, F] true where unstable",
     "firing": "[S, F] share of the evaluated rows on which the latent fires",
     "histogram_edges": "[n+1] bin edges of the two histograms",
     "cosine_histogram": "[n] best cosines of all live latents over all ordered seed pairs",
     "null_histogram": "[n] the same for random dictionaries",
-    "pair_matched": "[S, S] share of the row seed's live latents found in the column seed",
+    "rotated_histogram": "[n] the same for the dictionaries, each rotated by itself",
+    "pair_matched": "[S, S] share of the row seed's live latents found in the column seed; NaN on the diagonal",
 }
 
 

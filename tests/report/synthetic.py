@@ -20,32 +20,44 @@ def results_folder(folder: Path, seeds: int = 8, latents: int = 512, *, text: bo
     p = random.binomial(max(1, seeds - 1), chance) / max(1, seeds - 1)
     edges = np.linspace(-1, 1, 101)
     cosines = np.concatenate([random.beta(18, 2, 4000), random.beta(6, 12, 2000)])
+    p[~live] = np.nan
+    matched = random.uniform(0.55, 0.7, (seeds, seeds))
+    np.fill_diagonal(matched, np.nan)
+    chance_counts = np.histogram(random.normal(0.33, 0.04, 6000), edges)[0]
     arrays = {
         "probability": p,
         "probability_centred": np.clip(p - 0.05 * (random.random(p.shape) < 0.2), 0, 1),
         "null_probability": np.zeros(latents),
-        "live": live.astype(np.uint8),
+        "live": live,
+        "stable": live & (p >= 0.95),
+        "unstable": live & (p <= 0.05),
         "firing": firing,
         "histogram_edges": edges,
         "cosine_histogram": np.histogram(cosines, edges)[0],
-        "null_histogram": np.histogram(random.normal(0.33, 0.04, 6000), edges)[0],
-        "pair_matched": random.uniform(0.55, 0.7, (seeds, seeds)),
+        "null_histogram": chance_counts,
+        "rotated_histogram": np.roll(chance_counts, 1),
+        "pair_matched": matched,
     }
     save_file(arrays, results / "stability.safetensors")
 
-    def share(mask):
-        stable, unstable = float((p[mask] >= 0.95).mean()), float((p[mask] <= 0.05).mean())
-        mean = float(p[mask].mean())
-        return {"stable": stable, "unstable": unstable, "mean": mean, "interval": [mean - 0.01, mean + 0.01],
-                "count": int(mask.sum())}  # fmt: skip
+    def share(found: np.ndarray) -> dict:
+        if found.size == 0:
+            names = ("stable", "undecided", "unstable", "mean_probability")
+            return {f"{name}{end}": None for name in names for end in ("", "_sd")} | {"latents": 0}
+        stable, unstable = float((found >= 0.95).mean()), float((found <= 0.05).mean())
+        parts = {"stable": stable, "undecided": 1 - stable - unstable, "unstable": unstable}
+        parts["mean_probability"] = float(found.mean())
+        return parts | {f"{name}_sd": 0.012 for name in parts} | {"latents": found.size}
 
-    kind = {"live": share(live), "all": share(np.ones_like(live)), "median_cosine": 0.81,
-            "distance_initial": 0.68, "distance_final": 0.24}  # fmt: skip
-    null = {"stable": 0.0, "unstable": 1.0, "mean": 0.0, "median_cosine": 0.334, "count": latents}
+    kind = {"live": share(p[live]), "all": share(np.nan_to_num(p)), "cosine_quantiles": {"0.5": 0.81}}
+    null = {"stable": {"mean": 0.0}, "match_rate": {"mean": 0.0}, "cosine_quantiles": {"0.5": {"mean": 0.334}}}
+    distance = {"initial": {"mean": 0.68, "sd": 0.01}, "final": {"mean": 0.24, "sd": 0.01}, "shared_init": False}
     stability = {
         "threshold": 0.7, "epsilon": 0.05, "seeds": seeds, "latents": latents, "vacuous": seeds < 21, "varied": "init",
-        "raw": kind, "centred": kind, "null": {"raw": null, "centred": null}, "shared_init": False,
-        "iou": {"mean": 0.951, "sd": 0.004, "pairs_mean": 0.913, "pairs_sd": 0.006, "pairs_compared": seeds - 1},
+        "raw": kind, "centred": kind, "null": {"random": null, "rotated": null},
+        "distance": {"raw": distance, "centred": distance}, "mean_atom_norm": 0.021,
+        "iou": {"features": {"mean": 0.951, "sd": 0.004}, "pairs": {"mean": 0.913, "sd": None}, "pairs_compared": 6,
+                "pw_mcc": 0.79},
     }  # fmt: skip
     table = [
         {"seed": s, "init_seed": s, "data_seed": 0, "ev": 0.86 + 0.001 * s, "l0": 16.0, "dead": 0.04,
