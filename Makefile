@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/tmp/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench bench-quick build lint format sdist wheel clean FORCE
+.PHONY: help demo test test-slow test-install bench bench-quick build lint format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,8 +36,11 @@ demo: .venv/demo ## install, then run the quickstart study and write demo/report
 test: .venv/dev ## install, then run the tests (under 8 minutes on 2 cores)
 	$(PYTEST)
 
-test-slow: .venv/dev ## fuzzing, sanitizers, kill-and-resume at length, install modes (about 30 minutes)
+test-slow: .venv/dev ## the tests marked slow: fuzzing, sanitizers, install modes (about 30 minutes)
 	$(PYTEST) -m slow
+
+test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (4 minutes)
+	$(PYTEST) -m slow tests/packaging
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 15 minutes)
 	$(BIN)/saekern bench all

@@ -37,11 +37,11 @@ def missing_from_system() -> list[str]:
         import venv  # noqa: F401
     except ImportError:
         missing.append(
-            f"`{sys.executable} -m venv` does not work: Debian and Ubuntu have it in python3-venv or python{version}-venv"
+            f"`{sys.executable} -m venv` does not work: Debian and Ubuntu have it in python3-venv, python{version}-venv"
         )
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing.append(
-            f"Python.h is missing: Debian and Ubuntu have it in python3-dev or python{version}-dev, Fedora in python3-devel"
+            f"Python.h is missing: Debian, Ubuntu have it in python3-dev, python{version}-dev, Fedora in python3-devel"
         )
     problem = compiler_problem(os.environ.get("CXX", "g++"))
     if problem:
@@ -57,8 +57,9 @@ def compiler_problem(command: str) -> str | None:
     found = re.match(r"\d+", run.stdout)
     if run.returncode or not found:
         return f"the C++ compiler {command} does not run: {run.stderr.strip() or run.stdout.strip()}"
-    if int(found.group()) < OLDEST_COMPILER[family]:
-        return f"the C++ compiler {command} is version {run.stdout.strip()}, {OLDEST_COMPILER[family]} or newer is needed"
+    oldest = OLDEST_COMPILER[family]
+    if int(found.group()) < oldest:
+        return f"the C++ compiler {command} is version {run.stdout.strip()}, {oldest} or newer is needed"
     return None
 
 
@@ -69,16 +70,14 @@ def torch_of(python: Path | str) -> str | None:
 
 
 def pinned_torch() -> str:
-    return next(line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    return re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group()
 
 
 def borrow_torch() -> None:
     """Puts this Python's package folders behind those of .venv."""
     folders = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages") and Path(p).is_dir()]
-    own = subprocess.run(
-        [PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
-    )
-    Path(own.stdout.strip(), "torch_of_python3.pth").write_text("\n".join(folders) + "\n")
+    own = VENV / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (own / "torch_of_python3.pth").write_text("\n".join(folders) + "\n")
 
 
 def download_size(requirement: str) -> str:
