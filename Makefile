@@ -43,7 +43,7 @@ test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an envi
 	$(PYTEST) -m slow tests/packaging
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 15 minutes)
-	$(BIN)/saekern bench all
+	$(BIN)/python -m saekern.bench
 
 bench-quick: .venv/dev ## pytest-benchmark on small shapes, to notice regressions (1 minute)
 	$(PYTEST) bench/quick.py --benchmark-only
