@@ -20,7 +20,7 @@ export HF_HOME := $(CURDIR)/.venv/cache/huggingface
 export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.venv/cache/inductor
 export TRITON_CACHE_DIR := $(CURDIR)/.venv/cache/triton
-PYTEST := $(BIN)/pytest --basetemp=.venv/tmp/pytest
+PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

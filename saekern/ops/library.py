@@ -6,6 +6,7 @@ is an error instead of silently winning (see CONTRIBUTING, "Design notes").
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,6 @@ def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(f"saekern::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
-def on_cpu(tensor: Tensor | None) -> "torch.Tensor | None":
+def on_cpu(tensor: Tensor | None) -> np.ndarray | None:
     """A contiguous float32 tensor's NumPy view for `_C` (zero copy); None stays None."""
     return None if tensor is None else tensor.detach().to(torch.float32).contiguous().numpy()
