@@ -25,10 +25,10 @@ TABLE = {
     "formats": ("sae",),
     "accelerate": ("sae", "ops"),
     "report": ("stability",),
-    "study": ("formats", "accelerate", "report"),
-    "cli": ("study", "bench"),
+    "pipeline": ("formats", "accelerate", "report"),
+    "cli": ("pipeline", "bench"),
     "kernels": (),
-    "bench": ("study",),
+    "bench": ("pipeline",),
 }
 OPEN = {"version"}  # imports nothing; anyone may read it
 LIBRARIES = {
