@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Positions = NDArray[np.int32]
 
 def isa() -> str: ...
 def topk_encode(
@@ -24,3 +25,69 @@ def topk_encode(
     isa: str = "",
 ) -> None: ...
 def row_topk(scores: Floats, values: Floats, indices: Indices, threads: int, isa: str = "") -> None: ...
+def nearest(
+    a: Floats,
+    b: Floats,
+    a_cosine: Floats,
+    a_index: Indices,
+    b_cosine: Floats,
+    b_index: Indices,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def inverse_norms(rows: Floats, inverse: Floats, threads: int) -> None: ...
+def latent_order(indices: Indices, latents: int, threads: int, entries: Positions, segments: Positions) -> None: ...
+def decode(
+    values: Floats,
+    indices: Indices,
+    weight: Floats,
+    bias: Floats | None,
+    offsets: Indices | None,
+    threads: int,
+    out: Floats,
+) -> None: ...
+def decode_backward(
+    grad: Floats,
+    values: Floats,
+    indices: Indices,
+    weight: Floats,
+    offsets: Indices | None,
+    entries: Positions | None,
+    segments: Positions | None,
+    listed: Indices | None,
+    threads: int,
+    dvalues: Floats | None,
+    dweight: Floats | None,
+    dbias: Floats | None,
+) -> None: ...
+def topk_encode_backward(
+    grad: Floats,
+    values: Floats,
+    indices: Indices,
+    x: Floats,
+    weight: Floats,
+    pre_bias: Floats | None,
+    entries: Positions | None,
+    segments: Positions | None,
+    relu: bool,
+    threads: int,
+    dx: Floats | None,
+    dweight: Floats | None,
+    dbias: Floats | None,
+    dpre_bias: Floats | None,
+) -> None: ...
+def adam_step(
+    param: Floats,
+    grad: Floats,
+    exp_avg: Floats,
+    exp_avg_sq: Floats,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    project: bool,
+    normalize: bool,
+    threads: int,
+) -> None: ...
+def linear_sum_assignment(cost: NDArray[np.floating], maximize: bool, threads: int, assignment: Indices) -> None: ...
