@@ -71,6 +71,8 @@ class Executioner:
 
 def arm(executioner):
     """Moments: before and after each rename, in the middle of a file, in the middle of a log line, in a step."""
+    if executioner is None:
+        return
     replace, save_file, take, write_line = os.replace, files.save_file, Rows.take, Folder.write_line
 
     def armed_replace(source, target):
@@ -140,12 +142,8 @@ def main(folder, seed, kills):
         inner = draw.random() < 0.75
         reader, report = os.pipe()
 
-        def body(inner=inner, report=report, moment=draw.randint(1, 40), target=target):
-            if inner:
-                arm(Executioner(moment, report))
-            train(target)
-
-        pid = child(body)
+        executioner = Executioner(draw.randint(1, 40), report) if inner else None
+        pid = child(lambda executioner=executioner, target=target: (arm(executioner), train(target)))
         os.close(report)
         if not inner:
             time.sleep(draw.uniform(0, 0.15))
