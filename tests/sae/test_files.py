@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import safetensors.torch
 import torch
 
 import saekern
@@ -122,3 +123,29 @@ def test_a_folder_that_cannot_be_made(tmp_path, sae):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file/run/sae\.safetensors"):
         saekern.save(sae, tmp_path / "file" / "run")
+
+
+def test_any_reader_of_safetensors_reads_it(tmp_path):
+    """Ours is a writer of its own. Planted: byte order of the length; offsets not back to back; both caught."""
+    tensors = {
+        "half": torch.randn(3).half(),
+        "bf16": torch.randn(2, 5).bfloat16(),
+        "transposed": torch.randn(4, 3).T,
+        "double": torch.randn(3, dtype=torch.float64),
+        "integers": torch.tensor([2**62, -1]),
+        "bytes": torch.tensor([255, 0, 7], dtype=torch.uint8),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(3.5),
+    }
+    files.write_tensors(tmp_path / "x.safetensors", tensors, {"note": "ß"})
+    content = (tmp_path / "x.safetensors").read_bytes()
+    got = safetensors.torch.load(content)
+    assert got.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert got[name].dtype == tensor.dtype
+        assert torch.equal(got[name], tensor), name
+    with safetensors.safe_open(tmp_path / "x.safetensors", framework="pt") as handle:
+        assert handle.metadata() == {"note": "ß"}
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+    files.write_tensors(tmp_path / "x.safetensors", {}, None)
+    assert files.read_tensors(tmp_path / "x.safetensors") == ({}, {})

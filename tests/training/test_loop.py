@@ -12,7 +12,7 @@ from saekern.training import Shuffle, checkpoint, train_seeds
 
 
 def config(**changes):
-    settings = {"rows": 50 * 64, "batch_size": 64, "lr": 2e-3, "log_every": 1, "dead_after": 640, "pre_bias_rows": 100}
+    settings = {"rows": 50 * 64, "batch_size": 64, "lr": 2e-3, "log_every": 1, "dead_after": 128, "pre_bias_rows": 100}
     return saekern.TrainConfig(**{**settings, **changes})
 
 
@@ -144,7 +144,7 @@ def test_snapshots_are_the_parameters_at_their_steps(make_rows, tmp_path):
     assert names == ["00000000.safetensors", "00000003.safetensors", "00000050.safetensors"]
     last = saekern.load(tmp_path, weights="snapshots/00000050.safetensors")
     assert torch.equal(last.W_enc, result.sae.W_enc)
-    third = weights(small(), make_rows(), config(rows=3 * 64, warmup=0, decay=0, dead_after=640))
+    third = weights(small(), make_rows(), config(rows=3 * 64, warmup=0, decay=0, dead_after=128))
     assert torch.equal(saekern.load(tmp_path, weights="snapshots/00000003.safetensors").W_dec, third)
 
 
@@ -210,11 +210,11 @@ class Median(SAE):
 
 def test_the_loop_does_not_look_at_the_architecture(make_rows, tmp_path):
     sae = Median()
-    settings = config(rows=3 * 64, pre_bias_rows=0, dead_after=64)
+    settings = config(rows=30 * 64, pre_bias_rows=0, dead_after=64, lr=0.1)
     log = saekern.train(sae, make_rows(), settings, out=tmp_path, progress=False).log
-    assert sae.calls == [("gradient", True), ("parameters", True)] * 3
-    assert [line["dead"] for line in log] == [0, 3, 3], "latents 1 and 4 fired, 2 had value 0"
-    assert log[-1]["distance"] < log[0]["distance"]
+    assert sae.calls == [("gradient", True), ("parameters", True)] * 30
+    assert [line["dead"] for line in log] == [0, *[3] * 29], "latents 1 and 4 fired, 2 had value 0"
+    assert log[-1]["distance"] < 0.9 * log[0]["distance"]
     assert torch.equal(sae.unused, torch.ones(2, 3))
 
 
@@ -225,9 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_rows, tmp_path):
     bad = int(Shuffle(len(rows), settings.data_seed).take(5 * 64, 64)[17])  # a row of step 6
     rows.tensor[bad, 3] = torch.inf
     sae = small()
-    message = (
-        r"step 6: the loss is nan \(fvu nan, auxk 0\); 1 of 64 rows are not finite; the last checkpoint in .* is intact"
-    )
+    message = r"step 6: the loss is nan \(fvu nan, auxk nan\); 1 of 64 rows are not finite; the last checkpoint in"
     with pytest.raises(FloatingPointError, match=message):
         saekern.train(sae, rows, settings, out=tmp_path, progress=False)
     assert all(p.isfinite().all() for p in sae.parameters())
