@@ -137,10 +137,10 @@ def main(folder, seed, kills):
     killed, places, run = 0, [], 0
     while killed < kills or (folder / f"killed{run}").exists():
         target = folder / f"killed{run}"
-        inner = draw.random() < 0.75
+        inner, moment = draw.random() < 0.75, draw.randint(1, 40)
         reader, report = os.pipe()
 
-        def body(inner=inner, report=report, moment=draw.randint(1, 40), target=target):
+        def body(inner=inner, report=report, moment=moment, target=target):
             if inner:
                 arm(Executioner(moment, report))
             train(target)
