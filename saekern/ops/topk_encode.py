@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saekern import reference
+from saekern import _C, reference
 from saekern.ops import checks, library
 
 
@@ -129,6 +129,31 @@ def _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     return values, indices, aux_values, aux_indices, entries, segments
 
 
+def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
+    if x.dtype == torch.float64:
+        return _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order)
+    values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
+    aux_values, aux_indices = torch.empty(x.shape[0], k_aux), torch.empty(x.shape[0], k_aux, dtype=torch.int64)
+    _C.topk_encode(
+        library.on_cpu(x),
+        library.on_cpu(weight),
+        library.on_cpu(bias),
+        library.on_cpu(pre_bias),
+        None,
+        None,
+        values.numpy(),
+        indices.numpy(),
+        None if dead is None else dead.contiguous().numpy(),
+        aux_values.numpy(),
+        aux_indices.numpy(),
+        relu,
+        torch.get_num_threads(),
+    )
+    empty = torch.empty(0, dtype=torch.int32)
+    entries, segments = reference.latent_order(indices, weight.shape[0]) if order else (empty, empty.clone())
+    return values.to(x.dtype), indices, aux_values.to(x.dtype), aux_indices, entries, segments
+
+
 def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     batch = x.shape[0]
     index = x.new_empty(batch, k, dtype=torch.int64)
@@ -141,7 +166,7 @@ def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
 library.define(
     "topk_encode(Tensor x, Tensor weight, Tensor? bias, int k, Tensor? pre_bias, bool relu, Tensor? dead, int k_aux,"
     " bool order) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_reference,
+    cpu=_cpu,
     cuda=None,
     reference=_reference,
     fake=_fake,
