@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saekern.bench.common import Absent
-from saekern.bench.plain import LR, Adapter, compiled_torch, plain_torch
+from saekern.bench.ours import saekern_topk
+from saekern.bench.plain import LR, Adapter, compiled_torch, fill, plain_torch
 from saekern.bench.problems import SAEProblem
 
 PEERS = ("torch", "torch.compile", "sparsify", "SAELens", "dictionary_learning", "overcomplete")
@@ -33,6 +34,7 @@ PEERS = ("torch", "torch.compile", "sparsify", "SAELens", "dictionary_learning",
 def adapter(name: str, problem: SAEProblem) -> Adapter:
     """Raises Absent where the library is not installed or does not run here."""
     makers = {
+        "saekern": saekern_topk,
         "torch": plain_torch,
         "torch.compile": compiled_torch,
         "sparsify": sparsify,
@@ -47,7 +49,7 @@ def sparsify(problem: SAEProblem) -> Adapter:
     """eai-sparsify: dense pre-activations, topk, embedding_bag; its Adam option, not the default signum."""
     with os_environ("SPARSIFY_DISABLE_TRITON", "1"):  # its Triton decoder fails on CPU tensors
         library = load("sparsify", "eai-sparsify")
-    batch, width = problem.x.shape
+    width = problem.x.shape[1]
     config = library.SparseCoderConfig(num_latents=problem.w_enc.shape[0], k=problem.k)
     sae = library.SparseCoder(width, config)
     fill(sae.encoder.weight, problem.w_enc)
@@ -82,7 +84,7 @@ def sparsify(problem: SAEProblem) -> Adapter:
 
 
 def sae_lens(problem: SAEProblem) -> Adapter:
-    """SAELens' TopK training SAE and trainer, without the rescaling by decoder norms (the norms are 1, and it costs)."""
+    """SAELens' TopK training SAE and trainer, without the rescaling by decoder norms (they are 1)."""
     library = load("sae_lens", "sae-lens")
     trainers = importlib.import_module("sae_lens.training.sae_trainer")
     inputs = importlib.import_module("sae_lens.saes.sae")
@@ -125,10 +127,11 @@ def sae_lens(problem: SAEProblem) -> Adapter:
         forward,
         step,
         list(sae.parameters()),
-        sae.W_enc.T,
+        sae.W_enc,
         sae.W_dec,
         1 / batch,
         problem.x,
+        encoder_transposed=True,
         version=importlib.metadata.version("sae-lens"),
     )
 
@@ -165,9 +168,10 @@ def dictionary_learning(problem: SAEProblem) -> Adapter:
         step,
         list(sae.parameters()),
         sae.encoder.weight,
-        sae.decoder.weight.T,
+        sae.decoder.weight,
         1 / batch,
         problem.x,
+        decoder_transposed=True,
         version=importlib.metadata.version("dictionary-learning"),
     )
 
@@ -178,7 +182,7 @@ def overcomplete(problem: SAEProblem) -> Adapter:
         load("overcomplete", "overcomplete")
         modules = importlib.import_module("overcomplete.sae")
         trackers = importlib.import_module("overcomplete.sae.trackers")
-    batch, width = problem.x.shape
+    width = problem.x.shape[1]
     sae = modules.TopKSAE(width, problem.w_enc.shape[0], top_k=problem.k)
     linear = next(module for module in sae.encoder.modules() if isinstance(module, torch.nn.Linear))
     fill(linear.weight, problem.w_enc)
@@ -211,11 +215,6 @@ def overcomplete(problem: SAEProblem) -> Adapter:
         shift=problem.b_dec,
         version=importlib.metadata.version("overcomplete"),
     )
-
-
-def fill(parameter: Tensor, values: Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(values)
 
 
 def load(name: str, distribution: str) -> ModuleType:

@@ -15,26 +15,43 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Adapter:
-    """One SAE of one library, holding the problem's weights."""
+    """One SAE, whoever wrote it, holding a problem's weights."""
 
     forward: Callable[[Tensor], tuple[Tensor, Tensor]]
     """x -> (loss, x̂)"""
-    step: Callable[[Tensor], object]
-    """The library's whole training step on x: loss, backward, projection, optimiser, norm, whatever of these it does."""
+    step: Callable[[Tensor], Tensor | float]
+    """The whole training step: loss, backward, projection, optimiser, norm, whichever of these its author does. Returns
+    the loss."""
     parameters: list[Tensor]
     encoder: Tensor
     decoder: Tensor
-    """The two weight parameters, viewed as [F, D]."""
+    """The two weight matrices, leaves, [F, D] unless transposed."""
     scale: float
+    """Its loss is scale · Σ (x − x̂)², so that loss and gradients can be held to one float64 answer."""
     x: Tensor
-    """What to feed: the problem's rows."""
+    """The rows to feed."""
     shift: Tensor | float = 0.0
     """To add to x̂ before it is compared."""
+    encoder_transposed: bool = False
+    decoder_transposed: bool = False
     version: str = ""
 
-    def zero_grad(self) -> None:
+    def set_weights(self, w_enc: Tensor, w_dec: Tensor) -> None:
+        """In place, from [F, D] each; gradients become None."""
+        fill(self.encoder, w_enc.T if self.encoder_transposed else w_enc)
+        fill(self.decoder, w_dec.T if self.decoder_transposed else w_dec)
         for parameter in self.parameters:
             parameter.grad = None
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Of the two weight matrices, [F, D] each."""
+        grad_enc, grad_dec = self.encoder.grad, self.decoder.grad
+        return grad_enc.T if self.encoder_transposed else grad_enc, grad_dec.T if self.decoder_transposed else grad_dec
+
+
+def fill(parameter: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(values)
 
 
 def parameters_of(problem: SAEProblem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,9 +84,9 @@ def plain_torch(problem: SAEProblem, loss_function: Callable = plain_loss) -> Ad
         loss, _ = forward(x)
         loss.backward()
         with torch.no_grad():
-            w_dec.grad -= (w_dec.grad * w_dec).sum(1, keepdim=True) * w_dec
+            w_dec.grad.sub_((w_dec.grad * w_dec).sum(1, keepdim=True) * w_dec)
             optimizer.step()
-            w_dec /= w_dec.norm(dim=1, keepdim=True)
+            w_dec.div_(w_dec.norm(dim=1, keepdim=True))
         return loss.detach()
 
     scale = 1 / problem.total_variance()
@@ -83,5 +100,5 @@ def compiled_torch(problem: SAEProblem) -> Adapter:
         made.forward(problem.x)[0].backward()
     except Exception as error:  # a missing or broken compiler shows in many ways
         raise Absent(f"torch.compile failed: {str(error).splitlines()[0]}") from error
-    made.zero_grad()
+    made.set_weights(problem.w_enc, problem.w_dec)
     return made
