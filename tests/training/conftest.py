@@ -1,0 +1,27 @@
+"""Rows for training tests: sparse combinations of a few directions, so that there is something to learn."""
+
+import pytest
+import torch
+
+
+class Rows:
+    """What `saekern.train` needs of rows, and no more."""
+
+    def __init__(self, tensor):
+        self.tensor, self.width = tensor, tensor.shape[1]
+
+    def __len__(self):
+        return self.tensor.shape[0]
+
+    def take(self, indices):
+        return self.tensor[indices]
+
+
+@pytest.fixture
+def make_rows():
+    def make(count=512, width=8, directions=24, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        codes = (torch.rand(count, directions, generator=generator) - 0.85).relu()
+        return Rows(codes @ torch.randn(directions, width, generator=generator) + 0.1)
+
+    return make
