@@ -5,7 +5,7 @@ from torch import Tensor
 import saekern
 from saekern.bench.plain import LR, Adapter, fill
 from saekern.bench.problems import SAEProblem
-from saekern.training.adam import Adam
+from saekern.training.optimizer import Adam
 
 
 def saekern_topk(problem: SAEProblem) -> Adapter:
