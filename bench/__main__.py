@@ -82,7 +82,7 @@ def measure(
             notes.append(f"{provider}: REFUSED, wrong answer at this shape: {reason}")
             failures += 1
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    times = interleave(runs, budget=options.budget)
+    times = interleave(runs, budget=options.budget, rounds=bench.rounds)
     rows = [row(bench, shape, provider, runs[provider], spent, date) for provider, spent in times.items()]
     if not options.no_memory:
         runs.clear()  # so that the children have the memory to themselves
@@ -129,7 +129,7 @@ def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[st
         lines.append(f"{text}  {line['rate']} {line['rate_unit']}".rstrip())
     lines += [f"  {note}" for note in notes]
     for goal in bench.goals:
-        if goal.applies(shape):
+        if shape in bench.shapes and goal.applies(shape):
             figures = {line["provider"]: float(line[goal.metric] or 0) for line in rows}
             verdict = goal.verdict(figures, machine.has_bf16())
             if verdict is None:

@@ -97,7 +97,10 @@ class Bench:
     inputs: Callable[[Shape], Any]
     setup: Callable[[Any, str], Run]
     goals: tuple[Goal, ...] = ()
+    """For `shapes`; small ones have none."""
     dtype: str = "float32"
+    rounds: tuple[int, int] = (7, 50)
+    """The least and the most timed calls of each provider."""
 
 
 class Times(NamedTuple):
@@ -129,7 +132,7 @@ def verify(run: Run) -> None:
     run.check(step(run)[1])
 
 
-def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int] = (7, 50)) -> dict[str, Times]:
+def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int]) -> dict[str, Times]:
     """Times every provider in turn, A B C A B C …, for about `budget` seconds but within `rounds` (least, most).
 
     The answers must have been verified. One warm-up round is thrown away, and says how many rounds fit. The garbage
