@@ -12,8 +12,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "saekern._C",
-            sorted(glob("csrc/*.cpp")),
-            depends=sorted(glob("csrc/*.h")),  # also what puts the headers in the sdist
+            sorted(glob("csrc/*.cpp") + glob("csrc/*/*.cpp")),
+            depends=sorted(glob("csrc/*.h") + glob("csrc/*/*.h")),  # also what puts the headers in the sdist
             include_dirs=["csrc"],
             cxx_std=17,
             # -fno-math-errno lets loops around sqrt vectorise. No -ffast-math: it would reorder sums and drop NaN.

@@ -118,7 +118,7 @@ void one_row(const float* row, int64_t n, int64_t k, float* values, int64_t* ind
   std::sort(keys.begin(), keys.begin() + k);
   for (int64_t i = 0; i < k; ++i) {
     values[i] = key_score(keys[i]);
-    indices[i] = static_cast<int64_t>(keys[i] & 0xffffffffu);
+    indices[i] = key_index(keys[i]);
   }
 }
 

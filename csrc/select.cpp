@@ -177,9 +177,9 @@ void CandidateList::add(const float* scores, const float* bias, const uint16_t* 
   const int64_t count = append(block, threshold_, found, isa);
   items_.insert(items_.end(), found, found + count);
   if (limit_ == 0) limit_ = 2 * k + 64;
-  if (static_cast<int64_t>(items_.size()) > limit_) {
+  if (size() > limit_) {
     compact(k);
-    limit_ = std::max<int64_t>(limit_, 2 * static_cast<int64_t>(items_.size()));
+    limit_ = std::max<int64_t>(limit_, 2 * size());
   }
 }
 
@@ -191,9 +191,11 @@ void CandidateList::compact(int64_t k) {
   items_.erase(std::remove_if(items_.begin(), items_.end(), out), items_.end());
 }
 
-std::vector<Candidate>& CandidateList::finish(int64_t k) {
-  compact(k);
-  return items_;
+void CandidateList::settle(const std::vector<uint64_t>& keys, int64_t k) {
+  items_.clear();
+  for (uint64_t key : keys) items_.push_back({static_cast<int32_t>(key_index(key)), key_score(key), key_score(key)});
+  const float last = key_score(keys.back());
+  if (static_cast<int64_t>(keys.size()) == k && last > threshold_) threshold_ = last;
 }
 
 }  // namespace saekern

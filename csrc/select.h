@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "isa.h"
+#include "lanes.h"
 
 namespace saekern {
 
-constexpr int64_t kLanes = 16;  // scores are looked at 16 at a time; blocks are multiples of it
 
 // The approximate score of latent f is within  constant + row_norm · norm[f] + row_rounded · residual[f]  of the score.
 struct Slack {
@@ -32,14 +32,18 @@ class CandidateList {
   void add(const float* scores, const float* bias, const uint16_t* allowed, int64_t first, int64_t length, int64_t k,
            const Slack& slack, Isa isa);
 
-  // Drops what the final threshold excludes and returns the rest, in no particular order.
-  std::vector<Candidate>& finish(int64_t k);
+  // Drops what the threshold, made as high as the bounds allow, excludes.
+  void compact(int64_t k);
+
+  // Replaces the items by those in `keys`, the best k ranked by exact score.
+  void settle(const std::vector<uint64_t>& keys, int64_t k);
+
+  const std::vector<Candidate>& items() const { return items_; }
+  int64_t size() const { return static_cast<int64_t>(items_.size()); }
 
   static constexpr int64_t kBlock = 1024;
 
  private:
-  void compact(int64_t k);
-
   std::vector<Candidate> items_;
   float threshold_ = -std::numeric_limits<float>::infinity();
   int64_t limit_ = 0;
@@ -58,6 +62,8 @@ inline uint64_t order_key(float score, int32_t index) {
   if (score != score) ordered = 0xffffffffu;
   return static_cast<uint64_t>(~ordered) << 32 | static_cast<uint32_t>(index);
 }
+
+inline int64_t key_index(uint64_t key) { return static_cast<int64_t>(key & 0xffffffffu); }
 
 inline float key_score(uint64_t key) {
   const uint32_t ordered = ~static_cast<uint32_t>(key >> 32);

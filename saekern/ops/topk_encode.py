@@ -135,22 +135,24 @@ def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
     aux_values, aux_indices = torch.empty(x.shape[0], k_aux), torch.empty(x.shape[0], k_aux, dtype=torch.int64)
     _C.topk_encode(
-        library.on_cpu(x),
-        library.on_cpu(weight),
-        library.on_cpu(bias),
-        library.on_cpu(pre_bias),
+        library.array(x),
+        library.array(weight),
+        library.array(bias),
+        library.array(pre_bias),
         None,
         None,
         values.numpy(),
         indices.numpy(),
-        None if dead is None else dead.contiguous().numpy(),
+        library.array(dead),
         aux_values.numpy(),
         aux_indices.numpy(),
         relu,
         torch.get_num_threads(),
     )
-    empty = torch.empty(0, dtype=torch.int32)
-    entries, segments = reference.latent_order(indices, weight.shape[0]) if order else (empty, empty.clone())
+    entries = torch.empty(indices.numel() if order else 0, dtype=torch.int32)
+    segments = torch.empty(weight.shape[0] + 1 if order else 0, dtype=torch.int32)
+    if order:
+        _C.latent_order(indices.numpy(), weight.shape[0], torch.get_num_threads(), entries.numpy(), segments.numpy())
     return values.to(x.dtype), indices, aux_values.to(x.dtype), aux_indices, entries, segments
 
 
@@ -181,6 +183,16 @@ def _backward_reference(grad, values, indices, x, weight, pre_bias, entries, seg
     )
 
 
+def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
+    if x.dtype == torch.float64:
+        return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
+    shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
+    outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
+    arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, entries, segments))
+    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.array, outs))
+    return tuple(library.rounded(out, x.dtype) for out in outs)
+
+
 def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     return tuple(x.new_empty(s if wanted else (0,)) for s, wanted in zip(shapes, need, strict=True))
@@ -189,7 +201,7 @@ def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments
 library.define(
     "topk_encode_backward(Tensor grad, Tensor values, Tensor indices, Tensor x, Tensor weight, Tensor? pre_bias,"
     " Tensor? entries, Tensor? segments, bool relu, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=_backward_reference,
+    cpu=_backward_cpu,
     cuda=None,
     reference=_backward_reference,
     fake=_backward_fake,
