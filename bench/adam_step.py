@@ -36,9 +36,7 @@ def setup(problem: Problem, provider: str) -> Run:
 
 def ours(param: Tensor, grad: Tensor):
     exp_avg, exp_avg_sq, taken = torch.zeros_like(param), torch.zeros_like(param), iter(range(1, 10**9))
-    return lambda: ops.adam_step(
-        param, grad, exp_avg, exp_avg_sq, next(taken), lr=LR, project=True, normalize=True
-    )
+    return lambda: ops.adam_step(param, grad, exp_avg, exp_avg_sq, next(taken), lr=LR, project=True, normalize=True)
 
 
 def unfused(param: Tensor, grad: Tensor, fused: bool):

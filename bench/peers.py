@@ -144,7 +144,15 @@ def dictionary_learning(problem: SAEProblem) -> Adapter:
     batch, width = problem.x.shape
     latents = problem.w_enc.shape[0]
     trainer = trainers.TopKTrainer(
-        steps=10**6, warmup_steps=0, activation_dim=width, dict_size=latents, k=problem.k, layer=0, lm_name="", lr=LR, device="cpu"
+        steps=10**6,
+        warmup_steps=0,
+        activation_dim=width,
+        dict_size=latents,
+        k=problem.k,
+        layer=0,
+        lm_name="",
+        lr=LR,
+        device="cpu",
     )
     sae = trainer.ae
     fill(sae.encoder.weight, problem.w_enc)

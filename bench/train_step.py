@@ -1,8 +1,8 @@
 """The whole training step: loss, backward, projection of the decoder's gradient, Adam, unit decoder norm.
 
 The rate is that of the state which a dense step cannot avoid to move, per weight: the parameter, two moments read and
-written, and the gradient written by backward and read by Adam; 8 × 4 bytes. Peers run the step of their own trainer, which may do
-less (SAELens and overcomplete leave the decoder's norm alone) or more (gradient clipping).
+written, and the gradient written by backward and read by Adam; 8 × 4 bytes. Peers run the step of their own trainer,
+which may do less (SAELens and overcomplete leave the decoder's norm alone) or more (gradient clipping).
 """
 
 from torch import Tensor
