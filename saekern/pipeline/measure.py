@@ -103,11 +103,9 @@ def stabilities(sources: Sources, work: Path) -> None:
     centred_dictionaries = _centred(sources.dictionaries, mean)
     centred = stability.feature_stability(centred_dictionaries, live=live, **limits, initial=distances.get("centred"))
     runs = min(settings.null_seeds, config.seeds)
-    shapes = [tuple(d.shape) for d in Lazy(runs, lambda i: sources.dictionaries[i])]
+    shapes = [tuple(d.shape) for d in sources.dictionaries[:runs]]
     random = stability.random_null(shapes, draws=1, seed=settings.null_seed, **limits)
-    rotated = stability.rotated_null(
-        Lazy(runs, lambda i: sources.dictionaries[i]), seed=settings.null_seed, live=live[:runs], **limits
-    )
+    rotated = stability.rotated_null(sources.dictionaries[:runs], seed=settings.null_seed, live=live[:runs], **limits)
     agreement = stability.pair_agreement(store, settings.threshold)
     summary = {
         "seeds": config.seeds,
@@ -167,7 +165,7 @@ def _distances(sources: Sources, dead: list[Tensor]) -> dict[str, Any]:
     if not few:
         return {}
     start = Lazy(few, lambda i: load_file(sources.sae_paths()[i] / "snapshots" / "00000000.safetensors")["W_dec"])
-    end = Lazy(few, lambda i: sources.dictionaries[i])
+    end = sources.dictionaries[:few]
     everything = [torch.ones_like(mask) for mask in dead[:few]]
     start_mean, end_mean = mean_atom(start, everything), mean_atom(end, [~mask for mask in dead[:few]])
     return {
