@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saekern import reference
+from saekern import _C, reference
 from saekern.ops import checks, library
 
 
@@ -64,6 +64,20 @@ def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, pr
     )
 
 
+def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+    if param.dtype == torch.float64:
+        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+    tensors = (param, grad, exp_avg, exp_avg_sq)
+    if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
+        tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy, the step is elementwise
+    arrays = [library.on_cpu(t) for t in tensors]
+    _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, torch.get_num_threads())
+    for tensor, array in zip(tensors, arrays, strict=True):
+        if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:
+            tensor.copy_(torch.from_numpy(array))  # other dtypes round here, once
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))  # so that autograd refuses stale saved copies
+
+
 def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
     return None
 
@@ -71,7 +85,7 @@ def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project
 library.define(
     "adam_step(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr,"
     " float beta1, float beta2, float eps, bool project, bool normalize) -> ()",
-    cpu=_reference,
+    cpu=_cpu,
     cuda=None,
     reference=_reference,
     fake=_fake,

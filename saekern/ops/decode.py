@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saekern import reference
+from saekern import _C, reference
 from saekern.ops import checks, library
 from saekern.ops.topk_encode import LatentOrder
 
@@ -47,7 +47,7 @@ def decode(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or on CPU an index outside [0, F).
     """
-    _check(values, indices, weight, offsets)
+    entries, segments = _check(values, indices, weight, offsets, order)
     if torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         weight, values = weight.to(dtype), values.to(dtype)
@@ -56,7 +56,6 @@ def decode(
         checks.shape("bias", bias, (weight.shape[1],))
         checks.floating("bias", bias, weight, "weight")
     checks.floating("values", values, weight, "weight")
-    entries, segments = (None, None) if order is None else order
     return torch.ops.saekern.decode(values, indices, weight, bias, offsets, entries, segments)
 
 
@@ -73,17 +72,18 @@ def decode_row_gradients(
 
     Equivalent to: `latents = indices.unique()`, `rows = weight.grad[latents]`, without the dense [F, D] gradient.
     """
-    _check(values, indices, weight, offsets)
+    entries, segments = _check(values, indices, weight, offsets, order)
     checks.floating("values", values, weight, "weight")
     checks.floating("grad", grad, weight, "weight")
     checks.shape("grad", grad, (values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
-    entries, segments = (None, None) if order is None else order
     return RowGradients(
         *torch.ops.saekern.decode_row_gradients(grad, values, indices, weight, offsets, entries, segments)
     )
 
 
-def _check(values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | None) -> None:
+def _check(
+    values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | None, order: LatentOrder | None
+) -> tuple[Tensor | None, Tensor | None]:
     checks.shape("weight", weight, ("F", "D"))
     checks.floating("weight", weight)
     checks.shape("values", values, ("B", "K") if offsets is None else ("nnz",))
@@ -96,10 +96,25 @@ def _check(values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | No
         checks.integer("offsets", offsets)
         if offsets.numel() == 0:
             raise ValueError("offsets: expected shape [B+1] with at least one entry, got [0]")
+    if order is None:
+        return None, None
+    for name, tensor, size in zip(order._fields, order, (values.numel(), weight.shape[0] + 1), strict=True):
+        checks.shape(f"order.{name}", tensor, (size,))
+        checks.integer(f"order.{name}", tensor, torch.int32)
+    return order.entries, order.segments
 
 
 def _reference(values, indices, weight, bias, offsets, entries, segments):
     return reference.decode(values, indices, weight, bias, offsets)
+
+
+def _cpu(values, indices, weight, bias, offsets, entries, segments):
+    if weight.dtype == torch.float64:
+        return _reference(values, indices, weight, bias, offsets, entries, segments)
+    out = library.output((values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
+    arrays = map(library.on_cpu, (values, indices, weight, bias, offsets))
+    _C.decode(*arrays, torch.get_num_threads(), out.numpy())
+    return out.to(weight.dtype)
 
 
 def _fake(values, indices, weight, bias, offsets, entries, segments):
@@ -109,7 +124,7 @@ def _fake(values, indices, weight, bias, offsets, entries, segments):
 library.define(
     "decode(Tensor values, Tensor indices, Tensor weight, Tensor? bias, Tensor? offsets, Tensor? entries,"
     " Tensor? segments) -> Tensor",
-    cpu=_reference,
+    cpu=_cpu,
     cuda=None,
     reference=_reference,
     fake=_fake,
@@ -124,6 +139,16 @@ def _backward_reference(grad, values, indices, weight, offsets, entries, segment
     )
 
 
+def _backward_cpu(grad, values, indices, weight, offsets, entries, segments, need):
+    if weight.dtype == torch.float64:
+        return _backward_reference(grad, values, indices, weight, offsets, entries, segments, need)
+    shapes = (values.shape, weight.shape, weight.shape[1:])
+    outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
+    arrays = map(library.on_cpu, (grad, values, indices, weight, offsets, entries, segments))
+    _C.decode_backward(*arrays, None, torch.get_num_threads(), *map(library.on_cpu, outs))
+    return tuple(library.rounded(out, weight.dtype) for out in outs)
+
+
 def _backward_fake(grad, values, indices, weight, offsets, entries, segments, need):
     shapes = (values.shape, weight.shape, weight.shape[1:])
     return tuple(weight.new_empty(s if wanted else (0,)) for s, wanted in zip(shapes, need, strict=True))
@@ -132,7 +157,7 @@ def _backward_fake(grad, values, indices, weight, offsets, entries, segments, ne
 library.define(
     "decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight, Tensor? offsets, Tensor? entries,"
     " Tensor? segments, bool[3] need) -> (Tensor, Tensor, Tensor)",
-    cpu=_backward_reference,
+    cpu=_backward_cpu,
     cuda=None,
     reference=_backward_reference,
     fake=_backward_fake,
@@ -141,6 +166,21 @@ library.define(
 
 def _row_gradients_reference(grad, values, indices, weight, offsets, entries, segments):
     return reference.decode_row_gradients(grad, values, indices, weight, offsets)
+
+
+def _row_gradients_cpu(grad, values, indices, weight, offsets, entries, segments):
+    if weight.dtype == torch.float64:
+        return _row_gradients_reference(grad, values, indices, weight, offsets, entries, segments)
+    threads = torch.get_num_threads()
+    if entries is None:
+        entries = torch.empty(indices.numel(), dtype=torch.int32)
+        segments = torch.empty(weight.shape[0] + 1, dtype=torch.int32)
+        _C.latent_order(library.on_cpu(indices), weight.shape[0], threads, entries.numpy(), segments.numpy())
+    latents = segments.diff().nonzero().squeeze(1)
+    grad_values, rows = library.output(values.shape), library.output((latents.numel(), weight.shape[1]))
+    arrays = map(library.on_cpu, (grad, values, indices, weight, offsets, entries, segments, latents))
+    _C.decode_backward(*arrays, threads, grad_values.numpy(), rows.numpy(), None)
+    return latents, rows.to(weight.dtype), grad_values.to(values.dtype)
 
 
 def _row_gradients_fake(grad, values, indices, weight, offsets, entries, segments):
@@ -155,7 +195,7 @@ def _row_gradients_fake(grad, values, indices, weight, offsets, entries, segment
 library.define(
     "decode_row_gradients(Tensor grad, Tensor values, Tensor indices, Tensor weight, Tensor? offsets, Tensor? entries,"
     " Tensor? segments) -> (Tensor, Tensor, Tensor)",
-    cpu=_row_gradients_reference,
+    cpu=_row_gradients_cpu,
     cuda=None,
     reference=_row_gradients_reference,
     fake=_row_gradients_fake,

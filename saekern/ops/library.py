@@ -4,12 +4,16 @@
 is an error instead of silently winning (see CONTRIBUTING, "Design notes").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from saekern import _C
+
 LIBRARY = torch.library.Library("saekern", "DEF")
+BACKENDS: dict[str, dict[str, str]] = {}  # op -> device -> what runs there, for `saekern info`
 
 
 def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Callable, fake: Callable) -> None:
@@ -21,12 +25,32 @@ def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Call
     if cuda is not None:
         LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"saekern::{name}", fake, lib=LIBRARY)
+    on_cpu = "reference" if cpu is reference else "C++"
+    BACKENDS[name] = {"CPU": on_cpu, "CUDA": "none" if cuda is None else "Triton", "others": "reference"}
+
+
+def isa() -> str:
+    """The instruction level of this processor that the C++ code uses."""
+    return _C.isa()
 
 
 def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(f"saekern::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
-def on_cpu(tensor: Tensor | None) -> "torch.Tensor | None":
-    """A contiguous float32 tensor's NumPy view for `_C` (zero copy); None stays None."""
-    return None if tensor is None else tensor.detach().to(torch.float32).contiguous().numpy()
+def on_cpu(tensor: Tensor | None) -> np.ndarray | None:
+    """What `_C` takes: a contiguous view, floats widened to float32 (zero copy where nothing changes); None stays."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    return (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).contiguous().numpy()
+
+
+def output(shape: Sequence[int], wanted: bool = True) -> Tensor | None:
+    """Memory for `_C` to write: float32, rounded once to the storage type afterwards. None where not wanted."""
+    return torch.empty(shape, dtype=torch.float32) if wanted else None
+
+
+def rounded(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """An output in its storage type; the empty tensor that ops return for one that was not wanted."""
+    return torch.empty(0, dtype=dtype) if tensor is None else tensor.to(dtype)

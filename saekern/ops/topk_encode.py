@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saekern import reference
+from saekern import _C, reference
 from saekern.ops import checks, library
 
 
@@ -129,6 +129,33 @@ def _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     return values, indices, aux_values, aux_indices, entries, segments
 
 
+def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
+    if x.dtype == torch.float64:
+        return _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order)
+    values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
+    aux_values, aux_indices = torch.empty(x.shape[0], k_aux), torch.empty(x.shape[0], k_aux, dtype=torch.int64)
+    _C.topk_encode(
+        library.on_cpu(x),
+        library.on_cpu(weight),
+        library.on_cpu(bias),
+        library.on_cpu(pre_bias),
+        None,
+        None,
+        values.numpy(),
+        indices.numpy(),
+        library.on_cpu(dead),
+        aux_values.numpy(),
+        aux_indices.numpy(),
+        relu,
+        torch.get_num_threads(),
+    )
+    entries = torch.empty(indices.numel() if order else 0, dtype=torch.int32)
+    segments = torch.empty(weight.shape[0] + 1 if order else 0, dtype=torch.int32)
+    if order:
+        _C.latent_order(indices.numpy(), weight.shape[0], torch.get_num_threads(), entries.numpy(), segments.numpy())
+    return values.to(x.dtype), indices, aux_values.to(x.dtype), aux_indices, entries, segments
+
+
 def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     batch = x.shape[0]
     index = x.new_empty(batch, k, dtype=torch.int64)
@@ -141,7 +168,7 @@ def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
 library.define(
     "topk_encode(Tensor x, Tensor weight, Tensor? bias, int k, Tensor? pre_bias, bool relu, Tensor? dead, int k_aux,"
     " bool order) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_reference,
+    cpu=_cpu,
     cuda=None,
     reference=_reference,
     fake=_fake,
@@ -156,6 +183,16 @@ def _backward_reference(grad, values, indices, x, weight, pre_bias, entries, seg
     )
 
 
+def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
+    if x.dtype == torch.float64:
+        return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
+    shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
+    outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
+    arrays = map(library.on_cpu, (grad, values, indices, x, weight, pre_bias, entries, segments))
+    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.on_cpu, outs))
+    return tuple(library.rounded(out, x.dtype) for out in outs)
+
+
 def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     return tuple(x.new_empty(s if wanted else (0,)) for s, wanted in zip(shapes, need, strict=True))
@@ -164,7 +201,7 @@ def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments
 library.define(
     "topk_encode_backward(Tensor grad, Tensor values, Tensor indices, Tensor x, Tensor weight, Tensor? pre_bias,"
     " Tensor? entries, Tensor? segments, bool relu, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=_backward_reference,
+    cpu=_backward_cpu,
     cuda=None,
     reference=_backward_reference,
     fake=_backward_fake,
