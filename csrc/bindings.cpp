@@ -1,16 +1,28 @@
 // The only file that knows Python: takes NumPy views, checks what the Python side cannot, releases the GIL.
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wshadow"  // in pybind11's own headers
+#endif
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
 
 #include <optional>
+#include <string>
 
 #include "adam_step.h"
 #include "decode.h"
 #include "encode_backward.h"
+#include "isa.h"
 #include "latent_order.h"
-#include "parallel.h"
+#include "linear_sum_assignment.h"
+#include "nearest.h"
+#include "row_topk.h"
 #include "segment_gradients.h"
+#include "topk_encode.h"
 
 namespace py = pybind11;
 
@@ -32,6 +44,65 @@ const T* in(const Optional<T>& array) {
 template <typename T>
 T* out(Optional<T>& array) {
   return array ? array->mutable_data() : nullptr;
+}
+
+// "" is the best level of this processor. Tests name lower ones.
+Isa isa_of(const std::string& name) {
+  if (name.empty()) return best_isa();
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+    if (name == isa_name(isa) && isa <= best_isa()) return isa;
+  }
+  throw py::value_error("isa: this processor has " + std::string(isa_name(best_isa())) +
+                        " and what is below it, got '" + name + "'");
+}
+
+void bind_topk_encode(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
+                      const Optional<float>& pre_bias, const Optional<float>& x_scale,
+                      const Optional<float>& weight_scale, Array<float>& values, Array<int64_t>& indices,
+                      const Optional<bool>& dead, Array<float>& aux_values, Array<int64_t>& aux_indices, bool relu,
+                      int threads, const std::string& isa) {
+  ScoreInput input;
+  input.x = x.data();
+  input.weight = weight.data();
+  input.bias = in(bias);
+  input.pre_bias = in(pre_bias);
+  input.x_scale = in(x_scale);
+  input.weight_scale = in(weight_scale);
+  input.rows = x.shape(0);
+  input.latents = weight.shape(0);
+  input.width = x.shape(1);
+  const TopK main{values.shape(1), values.mutable_data(), indices.mutable_data(), nullptr};
+  const TopK aux{aux_values.shape(1), aux_values.mutable_data(), aux_indices.mutable_data(), in(dead)};
+  const Isa level = isa_of(isa);
+  py::gil_scoped_release nogil;
+  topk_encode(input, main, aux, relu, threads, level);
+}
+
+void bind_nearest(const Array<float>& a, const Array<float>& b, Array<float>& a_cosine, Array<int64_t>& a_index,
+                  Array<float>& b_cosine, Array<int64_t>& b_index, int threads, const std::string& isa) {
+  const Isa level = isa_of(isa);
+  float *ac = a_cosine.mutable_data(), *bc = b_cosine.mutable_data();
+  int64_t *ai = a_index.mutable_data(), *bi = b_index.mutable_data();
+  const int64_t a_rows = a.shape(0), b_rows = b.shape(0), width = a.shape(1);
+  py::gil_scoped_release nogil;
+  nearest(a.data(), a_rows, b.data(), b_rows, width, ac, ai, bc, bi, threads, level);
+}
+
+void bind_inverse_norms(const Array<float>& rows, Array<float>& inverse, int threads) {
+  float* out = inverse.mutable_data();
+  const int64_t count = rows.shape(0), width = rows.shape(1);
+  py::gil_scoped_release nogil;
+  inverse_norms(rows.data(), count, width, out, threads);
+}
+
+void bind_row_topk(const Array<float>& scores, Array<float>& values, Array<int64_t>& indices, int threads,
+                   const std::string& isa) {
+  const Isa level = isa_of(isa);
+  float* v = values.mutable_data();
+  int64_t* i = indices.mutable_data();
+  const int64_t rows = scores.shape(0), columns = scores.shape(1), k = values.shape(1);
+  py::gil_scoped_release nogil;
+  row_topk(scores.data(), rows, columns, k, v, i, threads, level);
 }
 
 Codes codes_of(const Optional<float>& values, const Array<int64_t>& indices, const Optional<int64_t>& offsets) {
@@ -99,18 +170,58 @@ void bind_encode_backward(const Array<float>& grad, const Array<float>& values, 
 void bind_adam_step(Array<float> param, const Array<float>& grad, Array<float> exp_avg, Array<float> exp_avg_sq,
                     int64_t step, double lr, double beta1, double beta2, double eps, bool project, bool normalize,
                     int threads) {
-  AdamStep job{1,     grad.size(), lr,        beta1,        beta2, eps, step, project, normalize, grad.data(),
-               param.mutable_data(), exp_avg.mutable_data(), exp_avg_sq.mutable_data()};
+  AdamStep job{1,
+               grad.size(),
+               lr,
+               beta1,
+               beta2,
+               eps,
+               step,
+               project,
+               normalize,
+               grad.data(),
+               param.mutable_data(),
+               exp_avg.mutable_data(),
+               exp_avg_sq.mutable_data()};
   if (grad.ndim() == 2) job.rows = grad.shape(0), job.width = grad.shape(1);
   py::gil_scoped_release nogil;
   adam_step(job, threads);
 }
 
+// cost [rows, columns] with any strides, so that transposed views and slices are solved where they lie.
+template <typename T>
+void bind_linear_sum_assignment(const py::array_t<T>& cost, bool maximize, int threads, Array<int64_t> assignment) {
+  if (cost.ndim() != 2 || assignment.ndim() != 1 || assignment.shape(0) != cost.shape(0)) {
+    throw py::value_error("linear_sum_assignment: expected cost [rows, columns] and assignment [rows]");
+  }
+  if (cost.shape(0) > INT32_MAX || cost.shape(1) > INT32_MAX) {
+    throw py::value_error("linear_sum_assignment: at most 2^31 - 1 rows and columns");
+  }
+  const auto size = static_cast<py::ssize_t>(sizeof(T));
+  if (cost.strides(0) % size != 0 || cost.strides(1) % size != 0) {
+    throw py::value_error("linear_sum_assignment: strides must be multiples of the item size");
+  }
+  const saekern::CostMatrix<T> view{
+      cost.data(), cost.shape(0), cost.shape(1), cost.strides(0) / size, cost.strides(1) / size, maximize};
+  int64_t* out = assignment.mutable_data();
+  py::gil_scoped_release release;
+  saekern::linear_sum_assignment(view, threads, out);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
-  m.doc() = "C++ kernels behind saekern.ops; every array is contiguous and row-major.";
+  m.doc() = "C++ kernels behind saekern.ops; every array is contiguous and row-major unless it says otherwise.";
   const auto a = [](const char* name) { return py::arg(name).noconvert(); };
+  const auto isa = py::arg("isa") = "";
+  m.def("isa", [] { return isa_name(best_isa()); });
+  m.def("topk_encode", &bind_topk_encode, a("x"), a("weight"), a("bias"), a("pre_bias"), a("x_scale"),
+        a("weight_scale"), a("values"), a("indices"), a("dead"), a("aux_values"), a("aux_indices"), a("relu"),
+        a("threads"), isa);
+  m.def("row_topk", &bind_row_topk, a("scores"), a("values"), a("indices"), a("threads"), isa);
+  m.def("nearest", &bind_nearest, a("a"), a("b"), a("a_cosine"), a("a_index"), a("b_cosine"), a("b_index"),
+        a("threads"), isa);
+  m.def("inverse_norms", &bind_inverse_norms, a("rows"), a("inverse"), a("threads"));
   m.def("latent_order", &bind_latent_order, a("indices"), a("latents"), a("threads"), a("entries"), a("segments"));
   m.def("decode", &bind_decode, a("values"), a("indices"), a("weight"), a("bias"), a("offsets"), a("threads"),
         a("out"));
@@ -121,4 +232,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         a("dpre_bias"));
   m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("step"), a("lr"),
         a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
+  m.def("linear_sum_assignment", &bind_linear_sum_assignment<float>, a("cost"), a("maximize"), a("threads"),
+        a("assignment"));
+  m.def("linear_sum_assignment", &bind_linear_sum_assignment<double>, a("cost"), a("maximize"), a("threads"),
+        a("assignment"));
 }

@@ -11,3 +11,21 @@
 #else
 #define SAEKERN_CLONES
 #endif
+
+// Hand-written kernels name the instructions that they use; the caller asks `best_isa` first.
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define SAEKERN_X86 1
+#define SAEKERN_AVX2 __attribute__((target("avx2,fma")))
+#define SAEKERN_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define SAEKERN_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#endif
+
+namespace saekern {
+
+enum class Isa { portable, avx2, avx512, avx512bf16 };
+
+// The best level that this processor has.
+Isa best_isa();
+const char* isa_name(Isa isa);
+
+}  // namespace saekern

@@ -3,6 +3,7 @@
 from saekern.ops.adam_step import adam_step
 from saekern.ops.decode import RowGradients, decode, decode_row_gradients
 from saekern.ops.nearest import NearestPair, nearest, nearest_top
+from saekern.ops.row_topk import row_topk
 from saekern.ops.topk_encode import LatentOrder, topk_encode, topk_encode_aux
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "decode_row_gradients",
     "nearest",
     "nearest_top",
+    "row_topk",
     "topk_encode",
     "topk_encode_aux",
 ]

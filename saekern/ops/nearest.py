@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saekern import reference
+from saekern import _C, reference
 from saekern.ops import checks, library
 
 
@@ -50,6 +50,45 @@ def _check(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"nearest: expected non-empty dictionaries, got {list(a.shape)} and {list(b.shape)}")
 
 
+def _nearest_cpu(a, b):
+    if a.dtype == torch.float64:
+        return reference.nearest(a, b)
+    sizes = (a.shape[0], a.shape[0], b.shape[0], b.shape[0])
+    out = [torch.empty(n, dtype=t) for n, t in zip(sizes, 2 * (torch.float32, torch.int64), strict=True)]
+    _C.nearest(library.array(a), library.array(b), *(t.numpy() for t in out), torch.get_num_threads())
+    return tuple(out)
+
+
+def _nearest_top_cpu(a, b, m):
+    if a.dtype == torch.float64:
+        return reference.nearest_top(a, b, m)
+    threads = torch.get_num_threads()
+    a_rows, b_rows = library.array(a), library.array(b)
+    a_scale, b_scale = torch.empty(a.shape[0]).numpy(), torch.empty(b.shape[0]).numpy()
+    _C.inverse_norms(a_rows, a_scale, threads)
+    _C.inverse_norms(b_rows, b_scale, threads)
+    kept = min(m + 1, b.shape[0])  # one more than asked: it bounds the rest
+    cosine, index = torch.empty(a.shape[0], kept), torch.empty(a.shape[0], kept, dtype=torch.int64)
+    none, no_index = torch.empty(a.shape[0], 0).numpy(), torch.empty(a.shape[0], 0, dtype=torch.int64).numpy()
+    _C.topk_encode(
+        a_rows,
+        b_rows,
+        None,
+        None,
+        a_scale,
+        b_scale,
+        cosine.numpy(),
+        index.numpy(),
+        None,
+        none,
+        no_index,
+        False,
+        threads,
+    )
+    rest = cosine[:, m].clone() if kept > m else torch.full((a.shape[0],), -torch.inf)
+    return cosine[:, :m].contiguous(), index[:, :m].contiguous(), rest
+
+
 def _accumulated(a: Tensor, shape: tuple[int, ...]) -> Tensor:
     return a.new_empty(shape, dtype=reference.precision.accumulation(a))
 
@@ -73,14 +112,14 @@ def _nearest_top_fake(a, b, m):
 
 library.define(
     "nearest(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)",
-    cpu=reference.nearest,
+    cpu=_nearest_cpu,
     cuda=None,
     reference=reference.nearest,
     fake=_nearest_fake,
 )
 library.define(
     "nearest_top(Tensor a, Tensor b, int m) -> (Tensor, Tensor, Tensor)",
-    cpu=reference.nearest_top,
+    cpu=_nearest_top_cpu,
     cuda=None,
     reference=reference.nearest_top,
     fake=_nearest_top_fake,

@@ -129,6 +129,33 @@ def _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     return values, indices, aux_values, aux_indices, entries, segments
 
 
+def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
+    if x.dtype == torch.float64:
+        return _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order)
+    values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
+    aux_values, aux_indices = torch.empty(x.shape[0], k_aux), torch.empty(x.shape[0], k_aux, dtype=torch.int64)
+    _C.topk_encode(
+        library.array(x),
+        library.array(weight),
+        library.array(bias),
+        library.array(pre_bias),
+        None,
+        None,
+        values.numpy(),
+        indices.numpy(),
+        library.array(dead),
+        aux_values.numpy(),
+        aux_indices.numpy(),
+        relu,
+        torch.get_num_threads(),
+    )
+    entries = torch.empty(indices.numel() if order else 0, dtype=torch.int32)
+    segments = torch.empty(weight.shape[0] + 1 if order else 0, dtype=torch.int32)
+    if order:
+        _C.latent_order(indices.numpy(), weight.shape[0], torch.get_num_threads(), entries.numpy(), segments.numpy())
+    return values.to(x.dtype), indices, aux_values.to(x.dtype), aux_indices, entries, segments
+
+
 def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     batch = x.shape[0]
     index = x.new_empty(batch, k, dtype=torch.int64)
@@ -141,7 +168,7 @@ def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
 library.define(
     "topk_encode(Tensor x, Tensor weight, Tensor? bias, int k, Tensor? pre_bias, bool relu, Tensor? dead, int k_aux,"
     " bool order) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_reference,
+    cpu=_cpu,
     cuda=None,
     reference=_reference,
     fake=_fake,

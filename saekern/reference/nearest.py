@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from saekern.reference.precision import accumulation
-from saekern.reference.topk_encode import ordered_topk
+from saekern.reference.row_topk import row_topk
 
 
 def unit_rows(rows: Tensor) -> Tensor:
     rows = rows.to(accumulation(rows))
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return torch.where(norm > 0, rows / norm, 0)
+    return torch.where(norm == 0, 0, rows / norm)  # a NaN row stays NaN
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -20,8 +20,8 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """a_cosine [Fa], a_index [Fa], b_cosine [Fb], b_index [Fb]; ties to the smaller index."""
     cosine = cosines(a, b)
-    a_cosine, a_index = ordered_topk(cosine, 1)
-    b_cosine, b_index = ordered_topk(cosine.T, 1)
+    a_cosine, a_index = row_topk(cosine, 1)
+    b_cosine, b_index = row_topk(cosine.T, 1)
     return a_cosine[:, 0], a_index[:, 0], b_cosine[:, 0], b_index[:, 0]
 
 
@@ -29,7 +29,7 @@ def nearest_top(a: Tensor, b: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """The m best partners of each row of a, descending, and a bound on the cosine of all others (−inf if none)."""
     cosine = cosines(a, b)
     if m == b.shape[0]:
-        values, indices = ordered_topk(cosine, m)
+        values, indices = row_topk(cosine, m)
         return values, indices, torch.full_like(values[:, 0], -torch.inf)
-    values, indices = ordered_topk(cosine, m + 1)
+    values, indices = row_topk(cosine, m + 1)
     return values[:, :m].contiguous(), indices[:, :m].contiguous(), values[:, m].clone()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from saekern.reference.precision import accumulation
+from saekern.reference.row_topk import row_topk
 
 
 def scores(x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | None) -> Tensor:
@@ -13,19 +14,10 @@ def scores(x: Tensor, weight: Tensor, bias: Tensor | None, pre_bias: Tensor | No
     return product if bias is None else product + bias.to(wide)
 
 
-def ordered_topk(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk` with a defined order among ties: a stable descending sort keeps the smaller index first.
-
-    NaN sorts as the largest, as in `torch.topk`.
-    """
-    values, indices = score.sort(dim=1, descending=True, stable=True)
-    return values[:, :k].contiguous(), indices[:, :k].contiguous()
-
-
 def topk_encode(
     x: Tensor, weight: Tensor, bias: Tensor | None, k: int, *, pre_bias: Tensor | None = None, relu: bool = True
 ) -> tuple[Tensor, Tensor]:
-    values, indices = ordered_topk(scores(x, weight, bias, pre_bias), k)
+    values, indices = row_topk(scores(x, weight, bias, pre_bias), k)
     return (values.relu() if relu else values).to(x.dtype), indices
 
 
@@ -43,8 +35,8 @@ def topk_encode_aux(
     """The top k of all latents and the top k_aux of the dead ones. Slots beyond the number of dead latents hold value 0
     at the smallest live indices, so that shapes do not depend on data."""
     score = scores(x, weight, bias, pre_bias)
-    values, indices = ordered_topk(score, k)
-    aux_values, aux_indices = ordered_topk(score.masked_fill(~dead, -torch.inf), k_aux)
+    values, indices = row_topk(score, k)
+    aux_values, aux_indices = row_topk(score.masked_fill(~dead, -torch.inf), k_aux)
     # A dead latent may itself score −inf, where it ties with the live ones; the number of dead latents decides.
     aux_values = torch.where(dead[aux_indices], aux_values, 0)
     if relu:

@@ -1,1 +1,33 @@
-""""""
+"""The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
+
+from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
+from saekern.stability.features import FeatureStability, feature_stability, stability_by_geometry
+from saekern.stability.histogram import CosineHistogram
+from saekern.stability.initialisation import (
+    InitialDistance,
+    dictionary_distance,
+    initial_distance,
+    stabilisation_index,
+)
+from saekern.stability.nulls import Control, permuted_control, random_null, random_rotation, rotated_null
+
+__all__ = [
+    "AssignmentIoU",
+    "Control",
+    "CosineHistogram",
+    "FeatureStability",
+    "InitialDistance",
+    "PairAgreement",
+    "assignment_iou",
+    "dictionary_distance",
+    "feature_stability",
+    "initial_distance",
+    "pair_agreement",
+    "permuted_control",
+    "pw_mcc",
+    "random_null",
+    "random_rotation",
+    "rotated_null",
+    "stabilisation_index",
+    "stability_by_geometry",
+]

@@ -1,0 +1,144 @@
+#include "row_topk.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "parallel.h"
+#include "select.h"
+
+#ifdef SAEKERN_X86
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593, as in panel.cpp
+#endif
+#endif
+
+namespace saekern {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// The group-max bound: if a row is cut into groups and the k-th largest group maximum is t, then k elements are ≥ t, so
+// every top-k element is ≥ t. One pass for the maxima, one over the groups whose maximum reaches t; about k + 10 %
+// elements are left to sort. A group is lane j of `stride` 16-lane vectors, so that no maximum crosses lanes.
+struct Scan {
+  // maxima[16 g + j] over elements 16 (g·stride + i) + j, i < stride; NaN counts as +infinity. Returns their number.
+  static int64_t maxima(const float* row, int64_t n, int64_t stride, float* out) {
+    int64_t count = 0;
+    for (int64_t begin = 0; begin < n; begin += stride * kLanes, count += kLanes) {
+      std::fill(out + count, out + count + kLanes, -kInfinity);
+      for (int64_t i = begin; i < std::min(n, begin + stride * kLanes); ++i) {
+        const float value = row[i] == row[i] ? row[i] : kInfinity;
+        float& best = out[count + i % kLanes];
+        best = value > best ? value : best;
+      }
+    }
+    return count;
+  }
+
+  static int64_t append(const float* row, int64_t begin, int64_t end, float threshold, uint64_t* keys) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      if (!(row[i] < threshold)) keys[count++] = order_key(row[i], static_cast<int32_t>(i));
+    }
+    return count;
+  }
+};
+
+#ifdef SAEKERN_X86
+
+struct Scan512 {
+  SAEKERN_AVX512 static int64_t maxima(const float* row, int64_t n, int64_t stride, float* out) {
+    int64_t count = 0;
+    const __m512 low = _mm512_set1_ps(-kInfinity);
+    for (int64_t begin = 0; begin < n; begin += stride * kLanes, count += kLanes) {
+      __m512 best = low;
+      __mmask16 nan = 0;
+      const int64_t end = std::min(n, begin + stride * kLanes);
+      int64_t i = begin;
+      for (; i + kLanes <= end; i += kLanes) {
+        const __m512 value = _mm512_loadu_ps(row + i);
+        nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q));
+        best = _mm512_max_ps(value, best);  // of a NaN and a number maxps returns its second operand
+      }
+      if (i < end) {
+        const auto tail = static_cast<__mmask16>((1u << (end - i)) - 1);
+        const __m512 value = _mm512_mask_loadu_ps(low, tail, row + i);
+        nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q));
+        best = _mm512_max_ps(value, best);
+      }
+      _mm512_storeu_ps(out + count, _mm512_mask_mov_ps(best, nan, _mm512_set1_ps(kInfinity)));
+    }
+    return count;
+  }
+
+  SAEKERN_AVX512 static int64_t append(const float* row, int64_t begin, int64_t end, float threshold, uint64_t* keys) {
+    const __m512 limit = _mm512_set1_ps(threshold);
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int64_t left = end - i;
+      const auto lanes = static_cast<__mmask16>(left >= kLanes ? 0xffff : (1u << left) - 1);
+      unsigned in = _mm512_mask_cmp_ps_mask(lanes, _mm512_maskz_loadu_ps(lanes, row + i), limit, _CMP_NLT_UQ);
+      for (; in; in &= in - 1) {
+        const int64_t at = i + __builtin_ctz(in);
+        keys[count++] = order_key(row[at], static_cast<int32_t>(at));
+      }
+    }
+    return count;
+  }
+};
+
+#endif
+
+template <typename Scanner>
+void one_row(const float* row, int64_t n, int64_t k, float* values, int64_t* indices, std::vector<float>& maxima,
+             std::vector<float>& sorted, std::vector<uint64_t>& keys) {
+  // Four times as many groups as k: fewer make the bound loose, more cost their own selection.
+  const int64_t stride = std::max<int64_t>(1, std::min<int64_t>(32, n / (4 * k)));
+  maxima.resize((n / (stride * kLanes) + 1) * kLanes);
+  const int64_t groups = Scanner::maxima(row, n, stride, maxima.data());
+  float threshold = -kInfinity;
+  if (groups >= k) {
+    sorted.assign(maxima.begin(), maxima.begin() + groups);
+    std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.begin() + groups, std::greater<float>());
+    threshold = sorted[k - 1];
+  }
+  const int64_t span = stride * kLanes;
+  int64_t count = 0;
+  for (int64_t begin = 0, g = 0; begin < n; begin += span, g += kLanes) {
+    const bool reached =
+        std::any_of(maxima.begin() + g, maxima.begin() + g + kLanes, [threshold](float m) { return m >= threshold; });
+    if (!reached) continue;
+    if (static_cast<int64_t>(keys.size()) < count + span) keys.resize(2 * (count + span));
+    count += Scanner::append(row, begin, std::min(n, begin + span), threshold, keys.data() + count);
+  }
+  std::nth_element(keys.begin(), keys.begin() + k - 1, keys.begin() + count);
+  std::sort(keys.begin(), keys.begin() + k);
+  for (int64_t i = 0; i < k; ++i) {
+    values[i] = key_score(keys[i]);
+    indices[i] = key_index(keys[i]);
+  }
+}
+
+}  // namespace
+
+void row_topk(const float* scores, int64_t rows, int64_t columns, int64_t k, float* values, int64_t* indices,
+              int threads, Isa isa) {
+  auto* row = one_row<Scan>;
+#ifdef SAEKERN_X86
+  if (isa >= Isa::avx512) row = one_row<Scan512>;
+#endif
+  (void)isa;
+  constexpr int64_t kChunk = 8;  // rows a task
+  parallel_for((rows + kChunk - 1) / kChunk, threads, [&](int64_t task, int) {
+    std::vector<float> maxima, sorted;
+    std::vector<uint64_t> keys;
+    for (int64_t r = task * kChunk; r < std::min(rows, (task + 1) * kChunk); ++r) {
+      row(scores + r * columns, columns, k, values + r * k, indices + r * k, maxima, sorted, keys);
+    }
+  });
+}
+
+}  // namespace saekern

@@ -1,0 +1,132 @@
+#include "screen.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "parallel.h"
+
+namespace saekern {
+namespace {
+
+constexpr int64_t kRowBlock = 96;  // rows scored against 1024 latents at a time: 390 KiB of scores, in L2
+constexpr int64_t kStride = Screen::kLatentBlock + 16;  // rows 4 KiB apart would share one L1 set
+constexpr int64_t kPackedBytes = 8 << 20;  // packed panels at a time: they stay in L3, the weights are read once
+
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
+
+}  // namespace
+
+Screen::Screen(const ScoreInput& input, int threads, Isa isa)
+    : in_(input),
+      threads_(std::max(1, threads)),
+      kernel_(isa, input.width),
+      padded_(round_up(input.latents, kPanel)),
+      group_(std::min(kRowGroup, input.rows)),
+      norm_(padded_, 0.0f),
+      residual_(padded_, 0.0f),
+      bias_(input.bias ? padded_ : 0, 0.0f),
+      slack_(group_),
+      centred_(input.pre_bias ? group_ * input.width : 0),
+      scores_(threads_) {
+  // As many blocks as threads, or a multiple, so that no thread idles at the end.
+  const int64_t blocks = round_up(divide_up(group_, kRowBlock), threads_);
+  row_block_ = round_up(std::max<int64_t>(1, divide_up(group_, blocks)), kTile);
+  packed_rows_.resize(round_up(group_, row_block_) * kernel_.steps());
+  const int64_t fit = kPackedBytes / static_cast<int64_t>(kernel_.panel_words() * sizeof(uint32_t));
+  panels_ = std::min(padded_ / kPanel, std::max(kLatentBlock / kPanel, fit));
+  packed_panels_.resize(panels_ * kernel_.panel_words());
+  if (in_.bias) std::copy(in_.bias, in_.bias + in_.latents, bias_.begin());
+  for (float b : bias_) {
+    if (std::isfinite(b)) largest_bias_ = std::max(largest_bias_, std::abs(b));
+  }
+}
+
+void Screen::run(const std::function<void(const ScoreBlock&)>& block,
+                 const std::function<void(int64_t, int64_t)>& finish) {
+  for (group_first_ = 0; group_first_ < in_.rows; group_first_ += group_) {
+    const int64_t rows = std::min(group_, in_.rows - group_first_), tasks = divide_up(rows, row_block_);
+    const auto for_row_blocks = [&](const std::function<void(int64_t, int64_t, int)>& body) {
+      parallel_for(tasks, threads_, [&](int64_t task, int worker) {
+        const int64_t begin = task * row_block_;
+        body(group_first_ + begin, std::min(row_block_, rows - begin), worker);
+      });
+    };
+    for_row_blocks([&](int64_t row, int64_t count, int) {
+      for (int64_t r = row; r < row + count; ++r) pack_row(r);
+    });
+    for (int64_t panel = 0; panel < padded_ / kPanel; panel += panels_) {
+      const int64_t count = std::min(panels_, padded_ / kPanel - panel);
+      parallel_for(count, threads_, [&](int64_t slot, int) { pack_panel(panel + slot, slot); });
+      for_row_blocks([&](int64_t row, int64_t row_count, int worker) {
+        multiply(row, row_count, panel * kPanel, count * kPanel, worker, block);
+      });
+    }
+    for_row_blocks([&](int64_t row, int64_t count, int) { finish(row, count); });
+  }
+}
+
+float Screen::exact(int64_t row, int64_t latent) const {
+  float score = kernel_.dot(centred_row(row), in_.weight + latent * in_.width);
+  if (in_.x_scale) score *= in_.x_scale[row];
+  if (in_.weight_scale) score *= in_.weight_scale[latent];
+  return in_.bias ? score + in_.bias[latent] : score;
+}
+
+void Screen::prefetch(int64_t latent) const {
+  const char* weight = reinterpret_cast<const char*>(in_.weight + latent * in_.width);
+  // Two KiB hide the latency of the first lines; the processor's own prefetcher has found the stream by then.
+  for (int64_t byte = 0; byte < std::min<int64_t>(in_.width * 4, 2048); byte += 64) __builtin_prefetch(weight + byte);
+}
+
+const float* Screen::centred_row(int64_t row) const {
+  return in_.pre_bias ? centred_.data() + (row - group_first_) * in_.width : in_.x + row * in_.width;
+}
+
+void Screen::pack_row(int64_t row) {
+  const int64_t r = row - group_first_;
+  if (in_.pre_bias) {
+    const float* x = in_.x + row * in_.width;
+    for (int64_t d = 0; d < in_.width; ++d) centred_[r * in_.width + d] = x[d] - in_.pre_bias[d];
+  }
+  const float scale = in_.x_scale ? in_.x_scale[row] : 1.0f;
+  const PackedNorms n = kernel_.pack_row(centred_row(row), scale, packed_rows_.data() + r * kernel_.steps());
+  Slack& slack = slack_[r];
+  slack.norm = norm_.data();
+  slack.residual = residual_.data();
+  slack.row_norm = n.residual + kernel_.rounding() * n.norm;
+  slack.row_rounded = n.rounded;
+  // Adding the bias rounds, here and in the exact score; the products may lose what is below 2^-126.
+  slack.constant = largest_bias_ * 0x1p-21f + static_cast<float>(in_.width) * 0x1p-124f;
+}
+
+void Screen::pack_panel(int64_t panel, int64_t slot) {
+  const int64_t f = panel * kPanel, count = std::min(kPanel, in_.latents - f);
+  PackedNorms norms[kPanel];
+  kernel_.pack_panel(in_.weight + f * in_.width, count, in_.weight_scale ? in_.weight_scale + f : nullptr,
+                     packed_panels_.data() + slot * kernel_.panel_words(), norms);
+  for (int64_t j = 0; j < count; ++j) {
+    norm_[f + j] = norms[j].norm;
+    residual_[f + j] = norms[j].residual + kernel_.rounding() * norms[j].norm;
+  }
+}
+
+void Screen::multiply(int64_t row, int64_t rows, int64_t latent, int64_t latents, int worker,
+                      const std::function<void(const ScoreBlock&)>& block) {
+  std::vector<float>& scores = scores_[worker];
+  if (scores.empty()) scores.resize(row_block_ * kStride);
+  const int64_t r0 = row - group_first_;
+  for (int64_t begin = 0; begin < latents; begin += kLatentBlock) {
+    const int64_t length = std::min(kLatentBlock, latents - begin);
+    for (int64_t p = 0; p < length; p += kPanel) {
+      const uint32_t* panel = packed_panels_.data() + (begin + p) / kPanel * kernel_.panel_words();
+      for (int64_t r = 0; r < rows; r += kTile) {
+        kernel_.multiply(packed_rows_.data() + (r0 + r) * kernel_.steps(), panel, scores.data() + r * kStride + p,
+                         kStride);
+      }
+    }
+    block({scores.data(), kStride, row, rows, latent + begin, length, slack_.data() + r0, worker});
+  }
+}
+
+}  // namespace saekern

@@ -1,0 +1,201 @@
+#include "select.h"
+
+#include <algorithm>
+
+#ifdef SAEKERN_X86
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593, as in panel.cpp
+#endif
+#endif
+
+namespace saekern {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Block {
+  const float* scores;
+  const float* bias;        // or null
+  const uint16_t* allowed;  // or null
+  const float* norm;        // at the block's first latent
+  const float* residual;    // likewise
+  int64_t first, length;
+  const Slack& slack;
+};
+
+// Largest lower bound of each group of `stride` strided 16-lane vectors: lane j of group g covers the latents
+// 16 (g·stride + i) + j. Returns how many maxima it wrote.
+int64_t group_maxima_portable(const Block& b, int64_t stride, float* maxima) {
+  int64_t count = 0;
+  for (int64_t v = 0; v < b.length; v += stride * kLanes, count += kLanes) {
+    std::fill(maxima + count, maxima + count + kLanes, -kInfinity);
+    for (int64_t i = v; i < std::min(b.length, v + stride * kLanes); ++i) {
+      if (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1)) continue;
+      const float slack = b.slack.constant + b.slack.row_norm * b.norm[i] + b.slack.row_rounded * b.residual[i];
+      const float lower = b.scores[i] + (b.bias ? b.bias[i] : 0.0f) - slack;
+      float& best = maxima[count + i % kLanes];
+      best = lower > best ? lower : best;  // NaN never raises a bound
+    }
+  }
+  return count;
+}
+
+int64_t append_portable(const Block& b, float threshold, Candidate* out) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < b.length; ++i) {
+    const float slack = b.slack.constant + b.slack.row_norm * b.norm[i] + b.slack.row_rounded * b.residual[i];
+    const float score = b.scores[i] + (b.bias ? b.bias[i] : 0.0f);
+    if (score + slack < threshold || (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1))) continue;
+    out[count++] = {static_cast<int32_t>(b.first + i), score + slack, score - slack};
+  }
+  return count;
+}
+
+#ifdef SAEKERN_X86
+
+SAEKERN_AVX512 inline __m512 slack_of(const Block& b, int64_t i) {
+  return _mm512_fmadd_ps(_mm512_set1_ps(b.slack.row_norm), _mm512_loadu_ps(b.norm + i),
+                         _mm512_fmadd_ps(_mm512_set1_ps(b.slack.row_rounded), _mm512_loadu_ps(b.residual + i),
+                                         _mm512_set1_ps(b.slack.constant)));
+}
+
+SAEKERN_AVX512 inline __m512 score_of(const Block& b, int64_t i) {
+  const __m512 score = _mm512_loadu_ps(b.scores + i);
+  return b.bias ? _mm512_add_ps(score, _mm512_loadu_ps(b.bias + i)) : score;
+}
+
+SAEKERN_AVX512 int64_t group_maxima_avx512(const Block& b, int64_t stride, float* maxima) {
+  int64_t count = 0;
+  for (int64_t v = 0; v < b.length; v += stride * kLanes, count += kLanes) {
+    __m512 best = _mm512_set1_ps(-kInfinity);
+    for (int64_t i = v; i < std::min(b.length, v + stride * kLanes); i += kLanes) {
+      const __mmask16 mask = b.allowed ? b.allowed[i / kLanes] : 0xffff;
+      const __m512 lower = _mm512_sub_ps(score_of(b, i), slack_of(b, i));
+      best = _mm512_mask_max_ps(best, mask, lower, best);  // of a NaN and a number maxps returns its second operand
+    }
+    _mm512_storeu_ps(maxima + count, best);
+  }
+  return count;
+}
+
+SAEKERN_AVX512 int64_t append_avx512(const Block& b, float threshold, Candidate* out) {
+  const __m512 limit = _mm512_set1_ps(threshold);
+  int64_t count = 0;
+  for (int64_t i = 0; i < b.length; i += kLanes) {
+    const __m512 score = score_of(b, i), slack = slack_of(b, i), upper = _mm512_add_ps(score, slack);
+    const __mmask16 allowed = b.allowed ? b.allowed[i / kLanes] : 0xffff;
+    // "not less than", so that NaN stays in
+    const __mmask16 in = _mm512_mask_cmp_ps_mask(allowed, upper, limit, _CMP_NLT_UQ);
+    if (in == 0) continue;
+    alignas(64) float uppers[kLanes], lowers[kLanes];
+    _mm512_store_ps(uppers, upper);
+    _mm512_store_ps(lowers, _mm512_sub_ps(score, slack));
+    for (unsigned bits = in; bits; bits &= bits - 1) {
+      const int j = __builtin_ctz(bits);
+      out[count++] = {static_cast<int32_t>(b.first + i + j), uppers[j], lowers[j]};
+    }
+  }
+  return count;
+}
+
+#endif  // SAEKERN_X86
+
+int64_t group_maxima(const Block& b, int64_t stride, float* maxima, Isa isa) {
+#ifdef SAEKERN_X86
+  if (isa >= Isa::avx512) return group_maxima_avx512(b, stride, maxima);
+#endif
+  (void)isa;
+  return group_maxima_portable(b, stride, maxima);
+}
+
+int64_t append(const Block& b, float threshold, Candidate* out, Isa isa) {
+#ifdef SAEKERN_X86
+  if (isa >= Isa::avx512) return append_avx512(b, threshold, out);
+#endif
+  (void)isa;
+  return append_portable(b, threshold, out);
+}
+
+// Order-preserving integers: bisection in them halves the number of floats in question, infinities included.
+int32_t ordered(float value) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits < 0 ? bits ^ 0x7fffffff : bits;
+}
+
+float unordered(int32_t key) {
+  const int32_t bits = key < 0 ? key ^ 0x7fffffff : key;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+SAEKERN_CLONES int64_t count_reaching(const float* values, int64_t n, float threshold) {
+  int32_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += values[i] >= threshold;
+  return count;
+}
+
+SAEKERN_CLONES float largest(const float* values, int64_t n) {
+  float best = -kInfinity;
+  for (int64_t i = 0; i < n; ++i) best = values[i] > best ? values[i] : best;
+  return best;
+}
+
+}  // namespace
+
+float kth_largest_bound(const float* values, int64_t n, int64_t k) {
+  if (n < k) return -kInfinity;
+  int32_t high = ordered(largest(values, n));  // fewer than k exceed it
+  int32_t low = ordered(-kInfinity);           // k reach it, or nothing does
+  // Typical scores lie within a few binades of the largest: look there first.
+  const int32_t near = high - (1 << 25);
+  if (near > low && near < high && count_reaching(values, n, unordered(near)) >= k) low = near;
+  for (int round = 0; round < 14 && low < high; ++round) {
+    const auto middle = static_cast<int32_t>((static_cast<int64_t>(low) + high + 1) / 2);
+    if (count_reaching(values, n, unordered(middle)) >= k) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return unordered(low);
+}
+
+void CandidateList::add(const float* scores, const float* bias, const uint16_t* allowed, int64_t first, int64_t length,
+                        int64_t k, const Slack& slack, Isa isa) {
+  const Block block{scores, bias, allowed, slack.norm + first, slack.residual + first, first, length, slack};
+  if (threshold_ == -kInfinity) {
+    // The k-th largest of the group maxima bounds the k-th largest score from below: k different latents reach it.
+    // Twice as many groups as k keep it close.
+    float maxima[kBlock];
+    const int64_t stride = std::max<int64_t>(1, std::min<int64_t>(8, length / (2 * k)));
+    threshold_ = kth_largest_bound(maxima, group_maxima(block, stride, maxima, isa), k);
+  }
+  Candidate found[kBlock];
+  const int64_t count = append(block, threshold_, found, isa);
+  items_.insert(items_.end(), found, found + count);
+  if (limit_ == 0) limit_ = 2 * k + 64;
+  if (size() > limit_) {
+    compact(k);
+    limit_ = std::max<int64_t>(limit_, 2 * size());
+  }
+}
+
+void CandidateList::compact(int64_t k) {
+  std::vector<float> lower(items_.size());
+  for (size_t i = 0; i < items_.size(); ++i) lower[i] = items_[i].lower;
+  threshold_ = std::max(threshold_, kth_largest_bound(lower.data(), static_cast<int64_t>(lower.size()), k));
+  const auto out = [this](const Candidate& item) { return item.upper < threshold_; };
+  items_.erase(std::remove_if(items_.begin(), items_.end(), out), items_.end());
+}
+
+void CandidateList::settle(const std::vector<uint64_t>& keys, int64_t k) {
+  items_.clear();
+  for (uint64_t key : keys) items_.push_back({static_cast<int32_t>(key_index(key)), key_score(key), key_score(key)});
+  const float last = key_score(keys.back());
+  if (static_cast<int64_t>(keys.size()) == k && last > threshold_) threshold_ = last;
+}
+
+}  // namespace saekern

@@ -1,0 +1,139 @@
+"""TopK sparse autoencoder: the K largest pre-activations of each row, with an auxiliary loss for dead latents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saekern import ops
+from saekern.ops.topk_encode import encode
+from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows, unexplained
+
+
+class TopKSAE(SAE):
+    """z = ReLU(TopK((x − b_dec) W_enc + b_enc));  x̂ = z W_dec + b_dec.
+
+    Loss: FVU(x, x̂) + aux_coefficient · FVU(sg[x − x̂], z_aux W_dec), where z_aux are the k_aux largest pre-activations
+    among the dead latents; FVU is the fraction of variance unexplained, sg[·] carries no gradient. W_dec has unit rows.
+
+    Shapes: W_enc [D, F], W_dec [F, D], b_enc [F], b_dec [D]; x [..., D].
+
+    Args:
+        d_in, d_sae: D and F.
+        k: active latents a row, 1 ≤ k ≤ F.
+        k_aux: dead latents a row in the auxiliary loss; None is the power of two at or below D/2, at most F.
+        aux_coefficient: weight of the auxiliary loss.
+        init_seed: same seed, same initial bits on every device; None draws one. Kept in `sae.init_seed`.
+        dtype, device: of the parameters.
+
+    Source: Gao et al. 2024 (arXiv 2406.04093), sections 2.3 and A.2.
+
+    Raises:
+        ValueError: sizes out of range.
+    """
+
+    architecture = "topk"
+    unit_norm_rows = ("W_dec",)
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        k: int,
+        *,
+        k_aux: int | None = None,
+        aux_coefficient: float = 1 / 32,
+        init_seed: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("d_in", d_in), ("d_sae", d_sae)):
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        if not 1 <= k <= d_sae:
+            raise ValueError(f"k: expected 1 <= k <= d_sae = {d_sae}, got {k}")
+        if k_aux is None:
+            k_aux = min(d_sae, 1 << max(0, (d_in // 2).bit_length() - 1))
+        if not 0 <= k_aux <= d_sae:
+            raise ValueError(f"k_aux: expected 0 <= k_aux <= d_sae = {d_sae}, got {k_aux}")
+        if init_seed is None:
+            init_seed = int(torch.randint(2**62, ()))
+        self.d_in, self.d_sae, self.k, self.k_aux = d_in, d_sae, k, k_aux
+        self.aux_coefficient, self.init_seed = aux_coefficient, init_seed
+        rows = unit_directions(d_sae, d_in, init_seed, device).to(dtype or torch.get_default_dtype())
+        self.W_enc = latent_rows(rows.clone())  # tied: each latent starts by reading what it writes
+        self.W_dec = nn.Parameter(rows)
+        self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
+        self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "k": self.k,
+            "k_aux": self.k_aux,
+            "aux_coefficient": self.aux_coefficient,
+            "init_seed": self.init_seed,
+        }
+
+    def extra_repr(self) -> str:
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, k={self.k}"
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """The K active latents of each row, values descending: x [..., D] -> values, indices [..., K]."""
+        values, indices, *_ = encode(self.flat(x), self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec)
+        shape = (*x.shape[:-1], self.k)
+        return SparseCodes(values.reshape(shape), indices.reshape(shape))
+
+    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
+        """Dense [..., F], SparseCodes [..., K] or ragged SparseCodes of B rows -> [..., D]."""
+        if not isinstance(codes, SparseCodes):
+            return codes @ self.W_dec + self.b_dec
+        values, indices, offsets = codes
+        if offsets is not None:
+            return ops.decode(values, indices, self.W_dec, self.b_dec, offsets)
+        width = values.shape[-1]
+        x_hat = ops.decode(values.reshape(-1, width), indices.reshape(-1, width), self.W_dec, self.b_dec)
+        return x_hat.reshape(*values.shape[:-1], self.d_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction: [..., D] -> [..., D]."""
+        values, indices, _, _, order = encode(
+            self.flat(x), self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec
+        )  # as decode(encode_sparse(x)), but the codes are sorted by latent once for both backward passes
+        return ops.decode(values, indices, self.W_dec, self.b_dec, order=order).reshape(x.shape)
+
+    def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
+        """Terms "fvu" and "auxk" for rows x [..., D]; `dead` [F] (bool) marks the latents that the latter revives.
+
+        Without dead latents "auxk" is 0. The auxiliary target is the residual without b_dec, which is in x̂ already.
+        """
+        rows = self.flat(x)
+        if dead is not None and dead.device.type == "cpu" and not torch.compiler.is_compiling() and not dead.any():
+            dead = None  # elsewhere the question would wait for the device or break the graph
+        k_aux = 0 if dead is None else self.k_aux
+        values, indices, aux_values, aux_indices, order = encode(
+            rows, self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec, dead=dead if k_aux else None, k_aux=k_aux
+        )
+        x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
+        fvu = unexplained(rows, x_hat)
+        if dead is not None and k_aux:
+            estimate = ops.decode(aux_values, aux_indices, self.W_dec)
+            auxk = self.aux_coefficient * unexplained((rows - x_hat).detach(), estimate)
+            auxk = torch.where(dead.any(), auxk, 0)
+        else:
+            auxk = fvu.new_zeros(())
+        shape = (*x.shape[:-1], self.k)
+        codes = SparseCodes(values.reshape(shape), indices.reshape(shape))
+        return Loss(fvu + auxk, {"fvu": fvu, "auxk": auxk}, x_hat.reshape(x.shape), codes)
+
+
+def unit_directions(count: int, width: int, seed: int, device: torch.device | str | None) -> Tensor:
+    """Uniform random unit rows [count, width], float32, from a generator of their own on the CPU."""
+    if torch.device(device or torch.get_default_device()).type == "meta":
+        return torch.empty(count, width, device="meta")
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, width, generator=generator, dtype=torch.float32, device="cpu")
+    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows.to(device or torch.get_default_device())
