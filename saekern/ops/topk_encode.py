@@ -188,8 +188,8 @@ def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments,
         return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
-    arrays = map(library.on_cpu, (grad, values, indices, x, weight, pre_bias, entries, segments))
-    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.on_cpu, outs))
+    arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, entries, segments))
+    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.array, outs))
     return tuple(library.rounded(out, x.dtype) for out in outs)
 
 
