@@ -36,15 +36,11 @@ class DenseCandidates {
 
   const List& list(int64_t line) const { return lists_[line]; }
   const Candidate<T>* entries(const List& list) const { return entries_.data() + list.first; }
-  // True once lists have grown so long that reading whole lines is cheaper: the caller should stop using them.
-  bool exhausted() const { return extensions_ > 4 * lines_.count() || entries_.size() > room_; }
 
  private:
   const Lines<T>& lines_;
   std::vector<List> lists_;  // [lines]
   std::vector<Candidate<T>> entries_;
-  size_t room_ = 0;
-  int64_t extensions_ = 0;
   std::vector<T> line_;          // [length] scratch
   std::vector<double> reduced_;  // [length] scratch
   Selector<double> selector_;

@@ -17,6 +17,9 @@ class ListSearch {
   ListSearch(Candidates& candidates, Matching& matching);
   void augment(int32_t root);  // matches `root`; throws Infeasible
 
+  // False once the searches so far would have been cheaper over whole lines.
+  bool pays() const;
+
  private:
   struct Event {
     double distance;
@@ -38,6 +41,7 @@ class ListSearch {
   std::vector<Reached> reached_;  // in ascending distance
   double best_ = 0;
   int32_t sink_ = -1;
+  int64_t scans_ = 0, entries_seen_ = 0, extensions_ = 0;
 };
 
 // Dijkstra over whole lines, O(columns) a step: for inputs on which lists do not pay.
