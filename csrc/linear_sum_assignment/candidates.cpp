@@ -35,6 +35,7 @@ DenseCandidates<T>::DenseCandidates(const Lines<T>& lines, int threads)
     : lines_(lines), lists_(lines.count()), line_(lines.length()), reduced_(lines.length()) {
   const int64_t n = lines.count(), length = lines.length(), listed = std::min(kListed, length);
   entries_.resize(n * listed);
+  room_ = 16 * entries_.size();
 
   struct Workspace {
     std::vector<T> copy;

@@ -34,6 +34,9 @@ class DenseCandidates {
   // Lists twice as many columns of a line at the present prices [length].
   void extend(int64_t line, const std::vector<double>& prices);
 
+  // True once the lists hold 16 times what they began with: memory stays O(lines), whatever the matrix.
+  bool full() const { return entries_.size() > room_; }
+
   const List& list(int64_t line) const { return lists_[line]; }
   const Candidate<T>* entries(const List& list) const { return entries_.data() + list.first; }
 
@@ -41,6 +44,7 @@ class DenseCandidates {
   const Lines<T>& lines_;
   std::vector<List> lists_;  // [lines]
   std::vector<Candidate<T>> entries_;
+  size_t room_ = 0;
   std::vector<T> line_;          // [length] scratch
   std::vector<double> reduced_;  // [length] scratch
   Selector<double> selector_;

@@ -66,17 +66,20 @@ bool ListSearch<Candidates>::pays() const {
 }
 
 template <class Candidates>
-void ListSearch<Candidates>::augment(int32_t root) {
+bool ListSearch<Candidates>::augment(int32_t root) {
   heap_.clear();
   reached_.clear();
   best_ = kInfinity;
   sink_ = -1;
   base_[root] = 0;
   scan(root);
+  bool gave_up = false;
   while (!heap_.empty()) {
     const Event event = pop();
     if (!(event.distance < best_)) break;
     if (event.what < 0) {
+      gave_up = candidates_.full() || !pays();
+      if (gave_up) break;
       candidates_.extend(~event.what, matching_.price);
       ++extensions_;
       scan(~event.what);
@@ -92,8 +95,10 @@ void ListSearch<Candidates>::augment(int32_t root) {
   }
   for (const int32_t column : touched_) distance_[column] = kInfinity;
   touched_.clear();
+  if (gave_up) return false;
   if (sink_ < 0) throw matching_.stuck(root, reached_);
   matching_.augment(root, sink_, best_, reached_, from_, [&](int32_t, int32_t column) { return from_cost_[column]; });
+  return true;
 }
 
 template class ListSearch<DenseCandidates<float>>;

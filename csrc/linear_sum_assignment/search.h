@@ -15,10 +15,9 @@ template <class Candidates>
 class ListSearch {
  public:
   ListSearch(Candidates& candidates, Matching& matching);
-  void augment(int32_t root);  // matches `root`; throws Infeasible
-
-  // False once the searches so far would have been cheaper over whole lines.
-  bool pays() const;
+  // Matches `root`; throws Infeasible. False, with the matching as it was, when whole lines would have been cheaper so
+  // far or the lists are full: LineSearch should go on from there.
+  bool augment(int32_t root);
 
  private:
   struct Event {
@@ -26,6 +25,7 @@ class ListSearch {
     int32_t what;  // a column, or ~line for the unlisted columns of a line
   };
 
+  bool pays() const;
   void scan(int32_t line);
   void push(double distance, int32_t what);
   Event pop();
