@@ -51,13 +51,13 @@ class ActivationCache(ShardRows):
         return (total / len(self)).float()
 
     def snippet(self, row: int, before: int = 24, after: int = 8) -> tuple[str, str, str]:
-        """The text before a row's token, the token, and the text after it, within its sequence (BOS left out)."""
+        """The text before a row's token, the token, and the text after it, within its sequence (an excluded BOS left out)."""
         tokens = self._need_tokens()
         if not 0 <= row < len(self):
             raise IndexError(f"row: expected 0 to {len(self) - 1}, got {row}")
         sequence, position = divmod(int(self._positions[row]), tokens.shape[1])
         line = tokens[sequence].tolist()
-        first = max(position - before, 1 if self.manifest["bos"] else 0)
+        first = max(position - before, 1 if self.manifest["exclude_bos"] else 0)
         return (
             self._text(line[first:position]),
             self._text(line[position : position + 1]),
