@@ -171,7 +171,8 @@ def _step(
     optimizer.step(lr)
     sae.project_parameters_(fused=True)
     optimizer.zero_grad()
-    position.last_fired[loss.codes.indices[loss.codes.values > 0]] = seen + config.batch_size
+    fired_at = torch.where(loss.codes.values > 0, seen + config.batch_size, 0).reshape(-1)
+    position.last_fired.scatter_reduce_(0, loss.codes.indices.reshape(-1), fired_at, "amax")
     position.step += 1
     return loss, dead, norm
 
