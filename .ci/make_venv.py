@@ -119,34 +119,40 @@ def hold_torch(version: str) -> None:
     (VENV / "constraints.txt").write_text("\n".join(pins) + "\n")
 
 
-def main() -> int:
+def provide_torch() -> str:
+    """The version of the torch that .venv imports in the end."""
+    if torch_of(PYTHON) is None:
+        version = torch_of(sys.executable)
+        if version is not None and new_enough(version):
+            say(f"Using torch {version} of {sys.executable}")
+            borrow_torch()
+        else:
+            if version is not None:
+                say(f"{sys.executable} has torch {version}, saekern needs 2.11 or newer.")
+            install_torch()
+    version = torch_of(PYTHON)
+    if version is None:
+        sys.exit(f"torch is installed, but does not import: see `{PYTHON} -c 'import torch'`")
+    if not new_enough(version):
+        sys.exit(f"torch in .venv is {version}, saekern needs 2.11 or newer: remove .venv, or update it there")
+    return version
+
+
+def new_enough(version: str) -> bool:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= OLDEST_TORCH
+
+
+def main() -> None:
     missing = missing_from_system()
     if missing:
-        print("saekern cannot be built on this machine yet:\n  " + "\n  ".join(missing), file=sys.stderr)
-        return 1
-    made_here = VENV / "ready"
-    moved = made_here.exists() and made_here.read_text().strip() != str(ROOT)
+        sys.exit("saekern cannot be built on this machine yet:\n  " + "\n  ".join(missing))
+    ready = VENV / "ready"
+    moved = ready.exists() and ready.read_text().strip() != str(ROOT)
     if moved or not PYTHON.exists():
         say(f"Making .venv with {sys.executable} ({sys.version.split()[0]})")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-    version = torch_of(PYTHON)
-    if version is None:
-        version = torch_of(sys.executable)
-        if version is None:
-            install_torch()
-        elif tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
-            say(f"{sys.executable} has torch {version}, saekern needs 2.11 or newer.")
-            install_torch()
-        else:
-            say(f"Using torch {version} of {sys.executable}")
-            borrow_torch()
-        version = torch_of(PYTHON)
-    if version is None:
-        print(f"torch was installed but `{PYTHON} -c 'import torch'` fails: run it to see why", file=sys.stderr)
-        return 1
-    hold_torch(version)
-    return 0
+    hold_torch(provide_torch())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
