@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saekern.activations import Rows
 from saekern.sae import SAE, Loss
 from saekern.sae.base import unexplained
 from saekern.training.checkpoint import Folder, Position
@@ -15,17 +16,6 @@ from saekern.training.config import TrainConfig
 from saekern.training.loggers import open_logger
 from saekern.training.optimizer import Adam
 from saekern.training.shuffle import Shuffle
-
-
-class Rows(Protocol):
-    """Where rows come from: `saekern.activations.TensorRows`, an `ActivationCache`, or anything alike."""
-
-    width: int
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Tensor) -> Tensor:
-        """int64 [n] -> float32 [n, D]."""
 
 
 class TrainResult(NamedTuple):
