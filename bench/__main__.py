@@ -1,0 +1,143 @@
+"""`python -m saekern.bench NAME …`: runs benches, prints ratios beside their goals, appends to the result file."""
+
+import argparse
+import datetime
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saekern.bench import machine, peak, record
+from saekern.bench.common import Absent, Bench, Run, Shape, Times, WrongAnswer, interleave, verify, words
+
+NAMES = (
+    "row_topk",
+    "topk_encode",
+    "decode",
+    "layer",
+    "train_step",
+    "adam_step",
+    "nearest",
+    "linear_sum_assignment",
+    "memory",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 if all ran, 1 if a provider's answer was wrong, 2 for a wrong command line."""
+    options = parser().parse_args(argv)
+    for name in options.names:
+        if name not in NAMES:
+            parser().error(f"no bench is called {name!r}; there are {', '.join(NAMES)}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    facts = machine.facts()
+    path = options.csv or record.default_path(machine.machine_class())
+    wrong = 0
+    for name in options.names or NAMES:
+        benches = importlib.import_module(f"saekern.bench.{name}").BENCHES
+        for index, bench in enumerate(benches):
+            for shape in bench.quick if options.quick else bench.shapes:
+                rows, notes, failures = measure(name, index, bench, shape, options)
+                wrong += failures
+                print(table(bench, shape, rows, notes), flush=True)
+                if rows and not options.dry:
+                    record.append(path, [facts | row for row in rows])
+    return 1 if wrong else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(prog="saekern bench", description=__doc__)
+    parse.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none means all")
+    parse.add_argument("--quick", action="store_true", help="small shapes: seconds, not minutes")
+    parse.add_argument("--budget", type=float, default=20.0, help="seconds of timing a shape (default 20)")
+    parse.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    parse.add_argument("--providers", default="", help="comma-separated; default all")
+    parse.add_argument("--no-memory", action="store_true", help="skip peak memory (one process a provider)")
+    parse.add_argument("--dry", action="store_true", help="print, but append nothing to the result file")
+    parse.add_argument("--csv", type=Path, help="result file (default bench/results/<machine class>.csv)")
+    return parse
+
+
+def measure(
+    name: str, index: int, bench: Bench, shape: Shape, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[str], int]:
+    """Rows for the result file, remarks for the reader, and the number of wrong answers."""
+    chosen = options.providers.split(",") if options.providers else bench.providers
+    problem = bench.inputs(shape)
+    runs: dict[str, Run] = {}
+    notes, failures = [], 0
+    for provider in bench.providers:
+        if provider not in chosen:
+            continue
+        try:
+            run = bench.setup(problem, provider)
+            verify(run)
+            runs[provider] = run
+        except Absent as reason:
+            notes.append(f"{provider}: absent ({reason})")
+        except WrongAnswer as reason:
+            notes.append(f"{provider}: REFUSED, wrong answer at this shape: {reason}")
+            failures += 1
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    times = interleave(runs, budget=options.budget, rounds=bench.rounds)
+    rows = [row(bench, shape, provider, runs[provider], spent, date) for provider, spent in times.items()]
+    if not options.no_memory:
+        runs.clear()  # so that the children have the memory to themselves
+        del problem
+        for line in rows:
+            mib = peak.peak_mib(name, index, shape, line["provider"])
+            line["peak_mib"] = "" if mib is None else f"{mib:.1f}"
+    return rows, notes, failures
+
+
+def row(bench: Bench, shape: Shape, provider: str, run: Run, times: Times, date: str) -> dict[str, Any]:
+    rate, unit = "", ""
+    if run.flops:
+        rate, unit = f"{run.flops / times.median / 1e6:.1f}", "GFLOP/s"
+    elif run.bytes:
+        rate, unit = f"{run.bytes / times.median / 1e6:.2f}", "GB/s"
+    return {
+        "date": date,
+        "op": bench.op,
+        "mode": bench.mode,
+        "shape": words(shape),
+        "dtype": bench.dtype,
+        "provider": provider,
+        "version": run.version,
+        "median_ms": f"{times.median:.4f}",
+        "p20_ms": f"{times.p20:.4f}",
+        "p80_ms": f"{times.p80:.4f}",
+        "rounds": times.rounds,
+        "peak_mib": "",
+        "rate": rate,
+        "rate_unit": unit,
+    }
+
+
+def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[str]) -> str:
+    """Providers with their ratio to ours, then every goal with the measured ratio."""
+    ours = {line["provider"]: float(line["median_ms"]) for line in rows}.get("saekern")
+    lines = [f"\n{bench.op} {bench.mode}  {words(shape)}  {bench.dtype}, {torch.get_num_threads()} threads"]
+    lines.append(f"  {'provider':<22}{'median ms':>11}{'20 %':>10}{'80 %':>10}{'peak MiB':>10}{'/ ours':>8}  rate")
+    for line in rows:
+        median, p20, p80 = (float(line[name]) for name in ("median_ms", "p20_ms", "p80_ms"))
+        ratio = f"{median / ours:.2f}" if ours else ""
+        text = f"  {line['provider']:<22}{median:>11.3f}{p20:>10.3f}{p80:>10.3f}{line['peak_mib']:>10}{ratio:>8}"
+        lines.append(f"{text}  {line['rate']} {line['rate_unit']}".rstrip())
+    lines += [f"  {note}" for note in notes]
+    for goal in bench.goals:
+        if shape in bench.shapes and goal.applies(shape):
+            figures = {line["provider"]: float(line[goal.metric] or 0) for line in rows}
+            verdict = goal.verdict(figures, machine.has_bf16())
+            if verdict is None:
+                lines.append(f"  goal against {', '.join(goal.against)}: not measured")
+            else:
+                lines.append(f"  goal {verdict[1]}: measured {verdict[0]:.2f}, {'met' if verdict[2] else 'MISSED'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

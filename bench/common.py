@@ -1,0 +1,186 @@
+"""The harness: providers of one op at one shape, checked, then timed in turn.
+
+A bench file holds `BENCHES`: a tuple of `Bench`, each with `inputs(shape)`, which makes the tensors and the float64
+answer, and `setup(problem, provider)`, which returns a `Run`. Providers are called A B C A B C … so that a machine that
+slows down slows them all; medians and 20/80 % quantiles are reported, and ratios are what counts.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Shape = Mapping[str, int | str]
+
+
+class Absent(Exception):
+    """A provider that cannot run here, with the reason: reported as absent, never guessed."""
+
+
+class WrongAnswer(Exception):
+    """A provider whose answer at the timed shape is wrong: it gets no number."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One provider at one shape, ready to call. Inputs, gradients and random numbers exist already."""
+
+    call: Callable[[], Any]
+    """The timed region."""
+    check: Callable[[Any], None]
+    """Raises WrongAnswer unless the result of `call` is right; it is called before any timing."""
+    prepare: Callable[[], None] | None = None
+    """Untimed, before every call: fresh weights, gradients set to None."""
+    flops: float = 0.0
+    """Multiplications and additions that the mathematics needs, 0 where that says nothing."""
+    bytes: float = 0.0
+    """Bytes that must move, 0 where that says nothing."""
+    kept_bytes: int = 0
+    """What the first call leaves allocated on purpose (gradients, optimiser state): not counted as its peak memory."""
+    version: str = ""
+    """The version of another library that did the work."""
+
+
+class Goal(NamedTuple):
+    """What `ours` is meant to reach against the fastest of `against`, in time or in peak memory.
+
+    `faster=4`: against / ours is at least 4. `within=0.65`: ours / against is at most 0.65. `elsewhere` replaces
+    `within` on CPUs without bf16 instructions, where the screening pass runs in fp32.
+    """
+
+    against: tuple[str, ...]
+    faster: float | None = None
+    within: float | None = None
+    elsewhere: float | None = None
+    ours: str = "saekern"
+    only: Shape = {}  # noqa: RUF012  (applies to shapes that have these values)
+    metric: str = "median_ms"  # or "peak_mib"
+
+    def applies(self, shape: Shape) -> bool:
+        return all(str(shape.get(name)) == str(value) for name, value in self.only.items())
+
+    def limit(self, bf16: bool) -> float | None:
+        return self.within if bf16 or self.elsewhere is None else self.elsewhere
+
+    def verdict(self, figures: Mapping[str, float], bf16: bool) -> tuple[float, str, bool] | None:
+        """The measured ratio, the goal in words, and whether it is met; None where a side is missing.
+
+        `figures` holds the metric of every provider that ran."""
+        rivals = {name: figures[name] for name in self.against if figures.get(name)}
+        if not rivals or not figures.get(self.ours):
+            return None
+        best = min(rivals, key=lambda name: rivals[name])
+        if self.faster is not None:
+            ratio = rivals[best] / figures[self.ours]
+            return ratio, f">= {self.faster:g} x {best}", ratio >= self.faster
+        limit = self.limit(bf16)
+        ratio = figures[self.ours] / rivals[best]
+        return ratio, f"<= {limit:g} of {best}", limit is not None and ratio <= limit
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One op in one mode, over several shapes."""
+
+    op: str
+    mode: str
+    shapes: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
+    """Small shapes: for `--quick`, and to load libraries before peak memory is read."""
+    providers: tuple[str, ...]
+    """"saekern" first, then peers, then the machine's own roof."""
+    inputs: Callable[[Shape], Any]
+    setup: Callable[[Any, str], Run]
+    goals: tuple[Goal, ...] = ()
+    """For `shapes`; small ones have none."""
+    dtype: str = "float32"
+    rounds: tuple[int, int] = (7, 50)
+    """The least and the most timed calls of each provider."""
+
+
+class Times(NamedTuple):
+    """Milliseconds."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+
+def quantiles(seconds: list[float]) -> Times:
+    ms = sorted(1e3 * s for s in seconds)
+    last = len(ms) - 1
+    return Times(statistics.median(ms), ms[round(0.2 * last)], ms[round(0.8 * last)], len(ms))
+
+
+def step(run: Run, clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
+    """One call: its time and its result."""
+    if run.prepare is not None:
+        run.prepare()
+    start = clock()
+    result = run.call()
+    return clock() - start, result
+
+
+def verify(run: Run) -> None:
+    """Raises WrongAnswer if one call of `run` at this very shape is wrong."""
+    run.check(step(run)[1])
+
+
+def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int]) -> dict[str, Times]:
+    """Times every provider in turn, A B C A B C …, for about `budget` seconds but within `rounds` (least, most).
+
+    The answers must have been verified. One warm-up round is thrown away, and says how many rounds fit. The garbage
+    collector runs between rounds and not inside them.
+    """
+    spent = sum(step(run)[0] for run in runs.values())
+    count = max(rounds[0], min(rounds[1], int(budget / max(spent, 1e-6))))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(count):
+            gc.collect()
+            for name, run in runs.items():
+                samples[name].append(step(run)[0])
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: quantiles(seconds) for name, seconds in samples.items()}
+
+
+def sum_bound(want64: Tensor, magnitude: Tensor | float, terms: int) -> Tensor:
+    """2 (terms + 2) 2⁻²⁴ Σ|products| + one rounding: what a float32 sum of `terms` products may be off by."""
+    bound = 2 * ((terms + 2) * 2.0**-24 * torch.as_tensor(magnitude) + 2.0**-24 * want64.abs())
+    return bound + torch.finfo(torch.float32).tiny
+
+
+def expect_close(name: str, got: Tensor, want64: Tensor, bound: Tensor | float) -> None:
+    """|got − want| ≤ bound, elementwise; NaN fails."""
+    if got.shape != want64.shape:
+        raise WrongAnswer(f"{name}: shape {list(got.shape)}, expected {list(want64.shape)}")
+    error = (got.detach().to(torch.float64) - want64).abs()
+    bad = ~(error <= bound)
+    if bad.any():
+        raise WrongAnswer(
+            f"{name}: {int(bad.sum())} of {bad.numel()} elements beyond the bound, worst {error.max():.3g}"
+        )
+
+
+def expect_same(name: str, got: Tensor, want: Tensor) -> None:
+    if not torch.equal(got, want):
+        raise WrongAnswer(f"{name}: differs from the reference")
+
+
+def words(shape: Shape) -> str:
+    return " ".join(f"{name}={value}" for name, value in shape.items())
+
+
+def generator(shape: Shape) -> torch.Generator:
+    """Random numbers that depend on the shape alone."""
+    return torch.Generator().manual_seed(sum(ord(letter) * 31**i for i, letter in enumerate(words(shape))) % 2**31)

@@ -1,0 +1,78 @@
+"""What a measurement ran on: the CPU's model, its instruction sets, threads, versions, commit. No host names."""
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from saekern.version import __version__
+
+# The sets that choose a code path here or in oneDNN; the full list of a modern CPU has a hundred entries.
+NOTED_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+def cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> tuple[str, ...]:
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(name for name in NOTED_SETS if name in flags)
+
+
+def has_bf16() -> bool:
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()))
+
+
+def machine_class() -> str:
+    """The name of the result file: alike machines share one, e.g. cpu-amd-epyc-avx512_bf16-2-threads."""
+    sets = instruction_sets()
+    model = re.sub(r"\(.*?\)|@.*|\b(cpu|processor|\d+-core)\b", " ", cpu_model().lower())
+    words = [*re.findall(r"[a-z0-9]+", model), sets[-1] if sets else platform.machine()]
+    return "-".join(["cpu", *words, str(torch.get_num_threads()), "threads"])
+
+
+def facts() -> dict[str, str]:
+    """The columns that are the same for every row of a session."""
+    return {
+        "device": cpu_model(),
+        "instruction_sets": " ".join(instruction_sets()),
+        "threads": str(torch.get_num_threads()),
+        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",
+        "saekern": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The short commit of this checkout, "+" where files differ from it; empty outside one."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / "pyproject.toml").exists():
+        return ""
+    name = _git(folder, "rev-parse", "--short=10", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/csrc", ":/saekern", ":/bench/*.py")
+    return name + ("+" if name and changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
