@@ -193,7 +193,7 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
         "Rows": f"{len(sources.rows):,} to train on, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
         "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
         "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
-        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation, data order'} varied",
+        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation, order'} varied",
         "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
     }
     versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}

@@ -181,8 +181,8 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
         notes.append(
             "Nearest neighbours may share a partner; a one-to-one assignment may not. On "
             f"{iou['pairs_compared']} pairs of seeds the two find the same latents to an IoU of "
-            f"{_spread(iou['features'])} and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of assigned latents (PW-MCC) "
-            f"is {number(iou['pw_mcc'], 3)}."
+            f"{_spread(iou['features'])} and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of "
+            f"assigned latents (PW-MCC) is {number(iou['pw_mcc'], 3)}."
         )
     return notes
 
