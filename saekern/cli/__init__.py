@@ -1,4 +1,4 @@
-"""`saekern COMMAND`: each command is a few lines over the library. What is not needed for the command is not imported."""
+"""`saekern COMMAND`: each command is a few lines over the library. What the command does not need is not imported."""
 
 import argparse
 import logging

@@ -93,7 +93,7 @@ def assigned_seeds(config: Any) -> int:
 def stabilities(sources: Sources, work: Path) -> None:
     """Stability raw and centred, its nulls, distances at the start and the end, IoU: every number of the report."""
     config, settings = sources.config, sources.config.stability
-    limits = {"threshold": settings.threshold, "epsilon": settings.epsilon}
+    limits: dict[str, Any] = {"threshold": settings.threshold, "epsilon": settings.epsilon}
     dead, counts = dead_masks(sources), firing_counts(sources)
     live = [~mask for mask in dead]
     store = PairStore.open(sources.folder / "pairs")
@@ -212,8 +212,8 @@ def latents(sources: Sources, work: Path) -> None:
     store = PairStore.open(sources.folder / "pairs")
     cosine = torch.stack([store[0, j].cosine.double() for j in range(1, config.seeds)]).nanmean(0)
     enough = live & (firing * len(sources.evaluated()) >= shown.contexts)
-    order = np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy()))
-    order = torch.from_numpy(order)[enough[torch.from_numpy(order)]]
+    order = torch.from_numpy(np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy())))
+    order = order[enough[order]]
     count = min(shown.latents, len(order) // 2)
     groups = {"stable": order.flip(0)[:count], "unstable": order[:count]}
     table = []

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=_training_settings(config, plain, i),
                 reads=rows["train"],
                 outputs=(f"seeds/{name}",),
-                run=lambda work, i=i: _train(sources, i, work, progress),
+                run=partial(_train, sources, i, progress=progress),
                 external=external,
             )
         )
@@ -64,7 +65,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=evaluation | {"min_firings": config.stability.min_firings},
                 reads=(*rows["heldout"], f"train/{name}"),
                 outputs=(f"results/seeds/{name}.json", f"results/seeds/{name}.safetensors"),
-                run=lambda work, i=i: measure.evaluate(sources, i, work),
+                run=partial(measure.evaluate, sources, i),
                 external=external,
             )
         )
@@ -189,10 +190,10 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
             "Text": source.tokens or "Python's standard library, as bytes",
         }
     facts |= {
-        "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
+        "Rows": f"{len(sources.rows):,} to train on, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
         "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
         "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
-        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation and data order'} varied",
+        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation, order'} varied",
         "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
     }
     versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}

@@ -51,8 +51,8 @@ def problem(batch, width, latents):
 
 
 def assert_exact_topk(values, indices, x, weight, bias, pre_bias, allowed=None):
-    """The definition of exact in docs/ops.md: with ε the rounding bound of one score, a latent whose float64 score beats
-    the K-th by more than 2ε is in, one below by more than 2ε is out, and each value is within ε of its score."""
+    """The definition of exact in docs/ops.md: with ε the rounding bound of one score, a latent whose float64 score
+    beats the K-th by more than 2ε is in, one below by more than 2ε is out, and each value is within ε of its score."""
     x64, w64 = x.double() - (0 if pre_bias is None else pre_bias.double()), weight.double()
     score = x64 @ w64.T + (0 if bias is None else bias.double())
     magnitude = (x.abs().double() + (0 if pre_bias is None else pre_bias.abs().double())) @ w64.abs().T
