@@ -1,3 +1,92 @@
-.PHONY: build
-build:
-	.venv/bin/pip install -q -e .
+# The commands of this repository; `make` alone lists them.
+# Everything is written below .venv/, build/, dist/ and demo/, except the package manager's own cache.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+EXTRAS_demo := lens,report
+EXTRAS_dev := dev,lens,report
+
+# Named, because setuptools would otherwise ask for the compiler that built Python, which need not be on this machine.
+ifeq ($(origin CXX),default)
+CXX := $(or $(shell command -v g++),$(shell command -v clang++),g++)
+CC := $(if $(findstring clang,$(CXX)),clang,gcc)
+endif
+export CC CXX
+
+# What other libraries would keep in the home folder.
+export HF_HOME := $(CURDIR)/.venv/cache/huggingface
+export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.venv/cache/inductor
+export TRITON_CACHE_DIR := $(CURDIR)/.venv/cache/triton
+PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-install bench bench-quick build lint format sdist wheel clean FORCE
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/demo ## install, then run the quickstart study and write demo/report.html (3 minutes on 2 cores)
+	$(BIN)/saekern study --preset quickstart --out demo
+	@echo "The report: $(CURDIR)/demo/report.html"
+
+test: .venv/dev ## install, then run the tests (under 8 minutes on 2 cores)
+	$(PYTEST)
+
+test-slow: .venv/dev ## the tests marked slow: fuzzing, sanitizers, install modes (about 30 minutes)
+	$(PYTEST) -m slow
+
+test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (4 minutes)
+	$(PYTEST) -m slow tests/packaging
+
+bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 15 minutes)
+	$(BIN)/python -m saekern.bench
+
+bench-quick: .venv/dev ## pytest-benchmark on small shapes, to notice regressions (1 minute)
+	$(PYTEST) bench/quick.py --benchmark-only
+
+build: .venv/build ## compile the C++ extension into .venv (again after a C++ edit)
+
+lint: .venv/dev ## ruff, clang-format and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/mypy
+
+format: .venv/dev ## rewrite the files the way `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+sdist: .venv/dev ## the source distribution, into dist/
+	$(BIN)/python -m build --sdist
+
+wheel: .venv/dev ## the source distribution and, built from it, the wheel, into dist/
+	$(BIN)/python -m build
+
+clean: ## remove everything that these commands made
+	rm -rf .venv build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps. .venv/ready holds the folder it was made in: a moved clone has wrong paths in .venv and makes it anew.
+ifneq ($(shell cat .venv/ready 2>/dev/null),$(CURDIR))
+.venv/ready: FORCE
+endif
+
+.venv/ready: .ci/make_venv.py constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv python3-dev)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "saekern needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Another one: make PYTHON=python3.12 demo" >&2; exit 1; }
+	@$(PYTHON) .ci/make_venv.py
+	@echo "$(CURDIR)" > $@
+
+.venv/build: .venv/ready setup.py pyproject.toml $(CSRC)
+	$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+# saekern itself is installed by then, so that pip only adds what the extras need.
+.venv/demo .venv/dev: .venv/%: .venv/build pyproject.toml
+	$(PIP) install --quiet --constraint .venv/constraints.txt 'saekern[$(EXTRAS_$*)]'
+	@touch $@

@@ -42,9 +42,9 @@ class LatentOrder {
   const int32_t* entries_;
   const int32_t* segments_;
   int64_t latents_;
-  int32_t k_;                             // a 32-bit division is three times as fast as a 64-bit one
-  std::vector<int32_t> made_;             // entries, then segments
-  std::vector<int64_t> rows_;             // [nnz] for ragged codes, else empty
+  int32_t k_;                  // a 32-bit division is three times as fast as a 64-bit one
+  std::vector<int32_t> made_;  // entries, then segments
+  std::vector<int64_t> rows_;  // [nnz] for ragged codes, else empty
 };
 
 }  // namespace saekern

@@ -24,7 +24,9 @@ def assert_within_bound(name: str, got: Tensor, want64: Tensor, magnitude: Tenso
     special = torch.equal(torch.nan_to_num(got64[~finite], 7.0), torch.nan_to_num(want64[~finite], 7.0))
     assert special, f"{name}: infinities or NaNs differ"
     bound = 2 * ((terms + 2) * UNIT * torch.as_tensor(magnitude) + output_rounding(got.dtype) * want64.abs())
-    bound = bound.expand_as(want64) + torch.finfo(torch.float32).tiny
+    storage = torch.finfo(got.dtype)
+    underflow = max(torch.finfo(torch.float32).tiny, storage.tiny * storage.eps)  # float16 spaces 2⁻²⁴ apart near 0
+    bound = bound.expand_as(want64) + underflow
     error = (got64 - want64).abs()
     bad = finite & ~(error <= bound)
     if bad.any():

@@ -23,6 +23,7 @@ class Selector {
 
  private:
   std::vector<T> minima_, order_;
+  std::vector<int32_t> picked_;
   std::vector<Choice<T>> found_;
   T threshold_ = 0;
 };

@@ -1,1 +1,24 @@
-""""""
+"""Where rows come from: language models, shards on disk, tensors in memory, synthetic models."""
+
+from saekern.activations.cache import ActivationCache, open_cache
+from saekern.activations.harvest import harvest
+from saekern.activations.language_model import load_model, tiny_model, tiny_record
+from saekern.activations.python_source import python_source_sequences
+from saekern.activations.rows import Rows, ShardRows, TensorRows, open_shards
+from saekern.activations.synthetic import SyntheticRows, synthetic_rows
+
+__all__ = [
+    "ActivationCache",
+    "Rows",
+    "ShardRows",
+    "SyntheticRows",
+    "TensorRows",
+    "harvest",
+    "load_model",
+    "open_cache",
+    "open_shards",
+    "python_source_sequences",
+    "synthetic_rows",
+    "tiny_model",
+    "tiny_record",
+]

@@ -68,7 +68,7 @@ class PairStore:
         missing = [path for i, j in store.positions() if not (path := pair_path(folder, i, j)).exists()]
         if missing:
             raise FileNotFoundError(
-                f"{missing[0]}: {len(missing)} of {len(store)} pairs are missing; run match_all with the same store again"
+                f"{missing[0]}: {len(missing)} of {len(store)} pairs are missing; run match_all on the same store again"
             )
         return store
 

@@ -28,9 +28,9 @@ def same_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None
         raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
 
 
-def integer(name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.int64:
-        raise ValueError(f"{name}: expected int64, got {tensor.dtype}")
+def integer(name: str, tensor: Tensor, dtype: torch.dtype = torch.int64) -> None:
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name}: expected {str(dtype).removeprefix('torch.')}, got {tensor.dtype}")
 
 
 def between(name: str, value: int, low: int, high: int, high_name: str) -> None:

@@ -47,7 +47,7 @@ def decode(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or on CPU an index outside [0, F).
     """
-    _check(values, indices, weight, offsets)
+    entries, segments = _check(values, indices, weight, offsets, order)
     if torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         weight, values = weight.to(dtype), values.to(dtype)
@@ -56,7 +56,6 @@ def decode(
         checks.shape("bias", bias, (weight.shape[1],))
         checks.floating("bias", bias, weight, "weight")
     checks.floating("values", values, weight, "weight")
-    entries, segments = (None, None) if order is None else order
     return torch.ops.saekern.decode(values, indices, weight, bias, offsets, entries, segments)
 
 
@@ -73,17 +72,18 @@ def decode_row_gradients(
 
     Equivalent to: `latents = indices.unique()`, `rows = weight.grad[latents]`, without the dense [F, D] gradient.
     """
-    _check(values, indices, weight, offsets)
+    entries, segments = _check(values, indices, weight, offsets, order)
     checks.floating("values", values, weight, "weight")
     checks.floating("grad", grad, weight, "weight")
     checks.shape("grad", grad, (values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
-    entries, segments = (None, None) if order is None else order
     return RowGradients(
         *torch.ops.saekern.decode_row_gradients(grad, values, indices, weight, offsets, entries, segments)
     )
 
 
-def _check(values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | None) -> None:
+def _check(
+    values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | None, order: LatentOrder | None
+) -> tuple[Tensor | None, Tensor | None]:
     checks.shape("weight", weight, ("F", "D"))
     checks.floating("weight", weight)
     checks.shape("values", values, ("B", "K") if offsets is None else ("nnz",))
@@ -96,6 +96,12 @@ def _check(values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | No
         checks.integer("offsets", offsets)
         if offsets.numel() == 0:
             raise ValueError("offsets: expected shape [B+1] with at least one entry, got [0]")
+    if order is None:
+        return None, None
+    for name, tensor, size in zip(order._fields, order, (values.numel(), weight.shape[0] + 1), strict=True):
+        checks.shape(f"order.{name}", tensor, (size,))
+        checks.integer(f"order.{name}", tensor, torch.int32)
+    return order.entries, order.segments
 
 
 def _reference(values, indices, weight, bias, offsets, entries, segments):
@@ -106,7 +112,7 @@ def _cpu(values, indices, weight, bias, offsets, entries, segments):
     if weight.dtype == torch.float64:
         return _reference(values, indices, weight, bias, offsets, entries, segments)
     out = library.output((values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
-    arrays = map(library.array, (values, indices, weight, bias, offsets))
+    arrays = map(library.on_cpu, (values, indices, weight, bias, offsets))
     _C.decode(*arrays, torch.get_num_threads(), out.numpy())
     return out.to(weight.dtype)
 
@@ -138,8 +144,8 @@ def _backward_cpu(grad, values, indices, weight, offsets, entries, segments, nee
         return _backward_reference(grad, values, indices, weight, offsets, entries, segments, need)
     shapes = (values.shape, weight.shape, weight.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
-    arrays = map(library.array, (grad, values, indices, weight, offsets, entries, segments))
-    _C.decode_backward(*arrays, None, torch.get_num_threads(), *map(library.array, outs))
+    arrays = map(library.on_cpu, (grad, values, indices, weight, offsets, entries, segments))
+    _C.decode_backward(*arrays, None, torch.get_num_threads(), *map(library.on_cpu, outs))
     return tuple(library.rounded(out, weight.dtype) for out in outs)
 
 
@@ -169,10 +175,10 @@ def _row_gradients_cpu(grad, values, indices, weight, offsets, entries, segments
     if entries is None:
         entries = torch.empty(indices.numel(), dtype=torch.int32)
         segments = torch.empty(weight.shape[0] + 1, dtype=torch.int32)
-        _C.latent_order(library.array(indices), weight.shape[0], threads, entries.numpy(), segments.numpy())
+        _C.latent_order(library.on_cpu(indices), weight.shape[0], threads, entries.numpy(), segments.numpy())
     latents = segments.diff().nonzero().squeeze(1)
     grad_values, rows = library.output(values.shape), library.output((latents.numel(), weight.shape[1]))
-    arrays = map(library.array, (grad, values, indices, weight, offsets, entries, segments, latents))
+    arrays = map(library.on_cpu, (grad, values, indices, weight, offsets, entries, segments, latents))
     _C.decode_backward(*arrays, threads, grad_values.numpy(), rows.numpy(), None)
     return latents, rows.to(weight.dtype), grad_values.to(values.dtype)
 

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saekern import _C
+
 LIBRARY = torch.library.Library("saekern", "DEF")
+BACKENDS: dict[str, dict[str, str]] = {}  # op -> device -> what runs there, for `saekern info`
 
 
 def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Callable, fake: Callable) -> None:
@@ -22,13 +25,20 @@ def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Call
     if cuda is not None:
         LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"saekern::{name}", fake, lib=LIBRARY)
+    on_cpu = "reference" if cpu is reference else "C++"
+    BACKENDS[name] = {"CPU": on_cpu, "CUDA": "none" if cuda is None else "Triton", "others": "reference"}
+
+
+def isa() -> str:
+    """The instruction level of this processor that the C++ code uses."""
+    return _C.isa()
 
 
 def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(f"saekern::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
-def array(tensor: Tensor | None) -> np.ndarray | None:
+def on_cpu(tensor: Tensor | None) -> np.ndarray | None:
     """What `_C` takes: a contiguous view, floats widened to float32 (zero copy where nothing changes); None stays."""
     if tensor is None:
         return None

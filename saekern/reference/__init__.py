@@ -2,12 +2,13 @@
 
 from saekern.reference.adam_step import adam_step
 from saekern.reference.decode import decode, decode_backward, decode_row_gradients, latent_order
-from saekern.reference.nearest import nearest, nearest_top
+from saekern.reference.nearest import cosines, nearest, nearest_top
 from saekern.reference.row_topk import row_topk
 from saekern.reference.topk_encode import topk_encode, topk_encode_aux, topk_encode_backward
 
 __all__ = [
     "adam_step",
+    "cosines",
     "decode",
     "decode_backward",
     "decode_row_gradients",

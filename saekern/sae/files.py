@@ -8,7 +8,6 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saekern.sae.base import SAE
@@ -19,6 +18,14 @@ FORMAT = "saekern"
 VERSION = 1
 CONFIG = "config.json"
 WEIGHTS = "sae.safetensors"
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
 ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (TopKSAE,)}
 
 
@@ -112,8 +119,30 @@ def write_weights(file: Path, sae: SAE) -> None:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    replace(file, lambda temporary: save_file(contiguous, temporary, metadata))
+    """A safetensors file, written in place of the old one as a whole."""
+    replace(file, lambda temporary: stream_tensors(temporary, tensors, metadata))
+
+
+def stream_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """The safetensors format: header length (8 bytes), JSON header, tensors back to back.
+
+    safetensors' own writer (0.8) goes through a file of random name, which a killed process would leave behind at every
+    kill; this one also copies no more than one tensor at a time, and always writes the same bytes for the same content.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            handle.write(memoryview(flat.view(torch.uint8).numpy()))
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -133,7 +162,7 @@ def replace(file: Path, write: Callable[[Path], Any]) -> None:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, file)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         if temporary.is_file():
             temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {file} ({error}); what was there before is unchanged") from error

@@ -163,8 +163,8 @@ def feature_stability(
     """p̂_i = (1/N) Σ_k 1[s_ik ≥ θ], s_ik the cosine of latent i of the anchor with its partner in run k.
 
     The partner is the nearest latent of run k, signed cosine of decoder rows, many-to-one. Every run is the anchor
-    once; N = S − 1. Given the latent, the runs are independent draws, so N p̂_i is binomial: its Clopper–Pearson interval is
-    reported. Streams pair by pair; memory is that of the result and of two dictionaries.
+    once; N = S − 1. Given the latent, the runs are independent draws, so N p̂_i is binomial: its Clopper–Pearson
+    interval is reported. Streams pair by pair; memory is that of the result and of two dictionaries.
 
     Args:
         dictionaries: S ≥ 2 dictionaries [F, D] or SAEs, F may differ; or their pairs, already matched.

@@ -63,6 +63,8 @@ class Folder:
         position.step = where["step"]
         torch.set_rng_state(tensors["random"])
         self._open_log(where["log_bytes"])
+        if not self._weights_are(position.sae):  # killed between the two files of a checkpoint
+            files.write_weights(self.path / files.WEIGHTS, position.sae)
         return True
 
     def save(self, position: Position) -> None:
@@ -92,6 +94,13 @@ class Folder:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+
+    def _weights_are(self, sae: SAE) -> bool:
+        try:
+            stored, _ = files.read_tensors(self.path / files.WEIGHTS)
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(name in stored and torch.equal(stored[name], t.cpu()) for name, t in sae.state_dict().items())
 
     def _open_log(self, length: int) -> None:
         file = self.path / LOG

@@ -180,10 +180,10 @@ def _step(
 def _line(
     step: int, seen: int, lr: float, loss: Loss, batch: Tensor, dead: Tensor, norm: float | None
 ) -> dict[str, Any]:
-    line = {"step": step, "rows": seen, "lr": lr, "loss": float(loss.total)}
-    line |= {name: float(term) for name, term in loss.terms.items()}
-    line["ev"] = 1 - float(unexplained(batch, loss.x_hat))
-    line["l0"] = float((loss.codes.values > 0).sum()) / batch.shape[0]
+    line = {"step": step, "rows": seen, "lr": lr, "loss": loss.total.item()}
+    line |= {name: term.item() for name, term in loss.terms.items()}
+    line["ev"] = 1 - unexplained(batch, loss.x_hat).item()
+    line["l0"] = int((loss.codes.values > 0).sum()) / batch.shape[0]
     line["dead"] = int(dead.sum())
     if norm is not None:
         line["grad_norm"] = norm
@@ -191,8 +191,8 @@ def _line(
 
 
 def _explain(loss: Loss, batch: Tensor, step: int, folder: Folder | None) -> str:
-    terms = ", ".join(f"{name} {float(term):g}" for name, term in loss.terms.items())
+    terms = ", ".join(f"{name} {term.item():g}" for name, term in loss.terms.items())
     rows = int((~torch.isfinite(batch)).any(1).sum())
     cause = f"{rows} of {batch.shape[0]} rows are not finite" if rows else "the rows are finite: try a smaller lr"
     kept = "" if folder is None else f"; the last checkpoint in {folder.path} is intact"
-    return f"step {step}: the loss is {float(loss.total):g} ({terms}); {cause}{kept}"
+    return f"step {step}: the loss is {loss.total.item():g} ({terms}); {cause}{kept}"

@@ -20,13 +20,13 @@ class Shuffle:
 
     def take(self, start: int, length: int) -> Tensor:
         """The row numbers at positions start … start + length − 1, int64."""
-        parts = []
+        parts: list[Tensor] = []
         while length > 0:
             epoch, place = divmod(start, self.count)
             part = self._permutation(epoch)[place : place + length]
             parts.append(part)
             start, length = start + part.numel(), length - part.numel()
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0, dtype=torch.int64), *parts])
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -17,6 +17,15 @@ class Rows:
         return self.tensor[indices]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """At these shapes a second thread only waits; on a busy machine for 100 ms a step."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def make_rows():
     def make(count=512, width=8, directions=24, seed=0):

@@ -71,15 +71,17 @@ class Executioner:
 
 def arm(executioner):
     """Moments: before and after each rename, in the middle of a file, in the middle of a log line, in a step."""
-    replace, save_file, take, write_line = os.replace, files.save_file, Rows.take, Folder.write_line
+    if executioner is None:
+        return
+    replace, stream, take, write_line = os.replace, files.stream_tensors, Rows.take, Folder.write_line
 
     def armed_replace(source, target):
         executioner.pass_by(f"before rename of {Path(target).name}")
         replace(source, target)
         executioner.pass_by(f"after rename of {Path(target).name}")
 
-    def armed_save_file(tensors, path, metadata):
-        save_file(tensors, path, metadata)
+    def armed_stream(path, tensors, metadata):
+        stream(path, tensors, metadata)
         size = os.path.getsize(path)
         whole = Path(path).read_bytes()
         os.truncate(path, size // 2)
@@ -98,9 +100,9 @@ def arm(executioner):
         self.log.truncate(self.log.tell() - len(text) // 2)
         write_line(self, line)
 
-    os.replace, files.save_file, Rows.take, Folder.write_line = (
+    os.replace, files.stream_tensors, Rows.take, Folder.write_line = (
         armed_replace,
-        armed_save_file,
+        armed_stream,
         armed_take,
         armed_write_line,
     )
@@ -140,12 +142,8 @@ def main(folder, seed, kills):
         inner = draw.random() < 0.75
         reader, report = os.pipe()
 
-        def body(inner=inner, report=report, moment=draw.randint(1, 40), target=target):
-            if inner:
-                arm(Executioner(moment, report))
-            train(target)
-
-        pid = child(body)
+        executioner = Executioner(draw.randint(1, 40), report) if inner else None
+        pid = child(lambda executioner=executioner, target=target: (arm(executioner), train(target)))
         os.close(report)
         if not inner:
             time.sleep(draw.uniform(0, 0.15))

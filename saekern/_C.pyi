@@ -1,0 +1,102 @@
+"""The extension's functions. Arrays are contiguous and row-major; outputs are filled in place."""
+
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Indices = NDArray[np.int64]
+SmallIndices = NDArray[np.int32]
+
+def adam_step(
+    param: Floats,
+    grad: Floats,
+    exp_avg: Floats,
+    exp_avg_sq: Floats,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    project: bool,
+    normalize: bool,
+    threads: int,
+) -> None: ...
+def decode(
+    values: Floats,
+    indices: Indices,
+    weight: Floats,
+    bias: Floats | None,
+    offsets: Indices | None,
+    threads: int,
+    out: Floats,
+) -> None: ...
+def decode_backward(
+    grad: Floats,
+    values: Floats,
+    indices: Indices,
+    weight: Floats,
+    offsets: Indices | None,
+    entries: SmallIndices | None,
+    segments: SmallIndices | None,
+    listed: Indices | None,
+    threads: int,
+    dvalues: Floats | None,
+    dweight: Floats | None,
+    dbias: Floats | None,
+) -> None: ...
+def inverse_norms(rows: Floats, inverse: Floats, threads: int) -> None: ...
+def isa() -> str: ...
+def latent_order(
+    indices: Indices, latents: int, threads: int, entries: SmallIndices, segments: SmallIndices
+) -> None: ...
+@overload
+def linear_sum_assignment(cost: Floats, maximize: bool, threads: int, assignment: Indices) -> None: ...
+@overload
+def linear_sum_assignment(cost: Doubles, maximize: bool, threads: int, assignment: Indices) -> None: ...
+def nearest(
+    a: Floats,
+    b: Floats,
+    a_cosine: Floats,
+    a_index: Indices,
+    b_cosine: Floats,
+    b_index: Indices,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def row_topk(scores: Floats, values: Floats, indices: Indices, threads: int, isa: str = "") -> None: ...
+def topk_encode(
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None,
+    pre_bias: Floats | None,
+    x_scale: Floats | None,
+    weight_scale: Floats | None,
+    values: Floats,
+    indices: Indices,
+    dead: Bools | None,
+    aux_values: Floats,
+    aux_indices: Indices,
+    relu: bool,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def topk_encode_backward(
+    grad: Floats,
+    values: Floats,
+    indices: Indices,
+    x: Floats,
+    weight: Floats,
+    pre_bias: Floats | None,
+    entries: SmallIndices | None,
+    segments: SmallIndices | None,
+    relu: bool,
+    threads: int,
+    dx: Floats | None,
+    dweight: Floats | None,
+    dbias: Floats | None,
+    dpre_bias: Floats | None,
+) -> None: ...

@@ -1,0 +1,5 @@
+import sys
+
+from saekern.cli import main
+
+sys.exit(main())

@@ -1,0 +1,41 @@
+"""`saekern train`: one SAE on an activation cache."""
+
+import argparse
+import sys
+
+from saekern import activations
+from saekern.cli.options import add_options, given
+from saekern.pipeline.config import SAEConfig
+from saekern.sae import TopKSAE
+from saekern.training import TrainConfig, parse_config, train
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cache", metavar="CACHE", help="folder of an activation cache")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run; the same folder continues it")
+    parser.add_argument("--init-seed", type=int, default=0, help="seed of the initial parameters. Default: 0.")
+    parser.add_argument("--logger", choices=("wandb", "tensorboard"), help="also log there")
+    add_options(parser.add_argument_group("the SAE"), SAEConfig, "sae.")
+    add_options(parser.add_argument_group("the run"), TrainConfig, "train.")
+
+
+def run(options: argparse.Namespace) -> int:
+    values = given(options)
+    shape, config = parse_config(SAEConfig, values.get("sae", {})), parse_config(TrainConfig, values.get("train", {}))
+    rows = activations.open_cache(options.cache)
+    sae = TopKSAE(
+        rows.width,
+        shape.d_sae,
+        shape.k,
+        k_aux=shape.k_aux,
+        aux_coefficient=shape.aux_coefficient,
+        init_seed=options.init_seed,
+    )
+    progress = not options.quiet and sys.stderr.isatty()
+    result = train(sae, rows, config, out=options.out, progress=progress, logger=options.logger)
+    if result.log and not options.quiet:
+        last = result.log[-1]
+        print(
+            f"{options.out}: {last['rows']:,} rows, EV {last['ev']:.4f}, L0 {last['l0']:.1f}, {last['dead']} dead latents"
+        )
+    return 0

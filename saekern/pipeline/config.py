@@ -1,0 +1,244 @@
+"""The settings of a study, and the presets."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saekern.training import TrainConfig, parse_config
+
+
+def _require(condition: bool, name: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+
+
+@dataclass(frozen=True)
+class ActivationsConfig:
+    """Where the rows come from."""
+
+    cache: str | None = None
+    """An activation cache that exists already. It replaces harvesting, and with it text snippets and cross-entropy."""
+
+    model: str = "tiny"
+    """"tiny" (ships with the package) or a model name that TransformerLens knows."""
+
+    hook: str = "blocks.2.hook_resid_post"
+    """Hook point whose activations are the rows."""
+
+    tokens: str | None = None
+    """An .npy file of token ids [sequences, context]; null: Python's own source files as bytes (for "tiny" only)."""
+
+    context: int = 256
+    """Tokens a sequence when `tokens` is null."""
+
+    sequences: int = 2048
+    """Training sequences to harvest."""
+
+    heldout_sequences: int = 256
+    """Sequences kept from training for the evaluation. From a `tokens` file they are its last ones."""
+
+    batch: int = 32
+    """Sequences a forward pass."""
+
+    exclude_bos: bool = True
+    """Leave the first position out where it is a special token: its activations are outliers."""
+
+    token_seed: int = 0
+    """Which sequences are drawn from the source files."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "activations.model", "a model name", self.model)
+        for name in ("context", "sequences", "heldout_sequences", "batch"):
+            _require(getattr(self, name) >= 1, f"activations.{name}", "at least 1", getattr(self, name))
+        if self.cache is None and self.tokens is None and self.model != "tiny":
+            raise ValueError(
+                f"activations.tokens: expected an .npy file of token ids for model {self.model!r}, got none "
+                "(only the model 'tiny' reads Python's source files as bytes)"
+            )
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """The TopK SAE that every seed trains."""
+
+    d_sae: int = 2048
+    """F, latents."""
+
+    k: int = 16
+    """K, active latents a row."""
+
+    k_aux: int | None = None
+    """Dead latents that reconstruct the residual; null: half the model width."""
+
+    aux_coefficient: float = 1 / 32
+    """Weight of that auxiliary loss; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        _require(self.d_sae >= 1, "sae.d_sae", "at least 1", self.d_sae)
+        _require(1 <= self.k <= self.d_sae, "sae.k", f"1 to d_sae = {self.d_sae}", self.k)
+        _require(self.k_aux is None or self.k_aux >= 0, "sae.k_aux", "at least 0 or null", self.k_aux)
+        _require(self.aux_coefficient >= 0, "sae.aux_coefficient", "at least 0", self.aux_coefficient)
+
+
+@dataclass(frozen=True)
+class StabilityConfig:
+    """What counts as the same latent, and as stable."""
+
+    threshold: float = 0.7
+    """θ: two latents match at this cosine or above."""
+
+    epsilon: float = 0.05
+    """Stable: reappears in at least 1 − ε of the other seeds. Unstable: in at most ε."""
+
+    min_firings: int = 1
+    """Latents that fire on fewer of the held-out rows count as dead: left out, and counted."""
+
+    assignment_seeds: int = 4
+    """Seeds, the first ones, whose pairs are also matched one to one, for the IoU and for D(0) and D(end); 4 F² bytes of
+    memory and O(F³) time a pair. 0 or 1 skips it."""
+
+    null_seeds: int = 8
+    """Dictionaries in each null; no more than there are seeds."""
+
+    null_seed: int = 0
+    """Seed of the nulls' random numbers."""
+
+    def __post_init__(self) -> None:
+        _require(-1 < self.threshold <= 1, "stability.threshold", "a cosine in (-1, 1]", self.threshold)
+        _require(0 <= self.epsilon < 0.5, "stability.epsilon", "a fraction in [0, 0.5)", self.epsilon)
+        for name, least in (("min_firings", 1), ("assignment_seeds", 0), ("null_seeds", 2), ("null_seed", 0)):
+            _require(getattr(self, name) >= least, f"stability.{name}", f"at least {least}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How much held-out data the quality figures use."""
+
+    rows: int = 65_536
+    """Held-out rows for EV, L0 and firing frequency."""
+
+    ce_sequences: int = 32
+    """Held-out sequences through the model, for the cross-entropy; 0 skips it."""
+
+    def __post_init__(self) -> None:
+        _require(self.rows >= 1, "evaluation.rows", "at least 1", self.rows)
+        _require(self.ce_sequences >= 0, "evaluation.ce_sequences", "at least 0", self.ce_sequences)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the page shows. Nothing is computed anew when only this changes."""
+
+    title: str = "Stability of a sparse autoencoder"
+    """Title of the page."""
+
+    latents: int = 12
+    """Latents in each of the two tables, most and least stable."""
+
+    contexts: int = 4
+    """Contexts shown a latent."""
+
+    before: int = 32
+    """Tokens shown before the active one."""
+
+    after: int = 12
+    """Tokens shown after it."""
+
+    def __post_init__(self) -> None:
+        for name in ("latents", "contexts", "before", "after"):
+            _require(getattr(self, name) >= 0, f"report.{name}", "at least 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Settings of `saekern.study`."""
+
+    seeds: int = 8
+    """S, SAEs to train."""
+
+    first_seed: int = 0
+    """init_seed of the first SAE; the others count up from it."""
+
+    vary: str = "init"
+    """What differs between seeds: "init", or "init+data" (the order of the rows as well)."""
+
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    """Where the rows come from."""
+
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    """The SAE that every seed trains."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training run of one seed."""
+
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    """What counts as stable."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Held-out figures."""
+
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The page."""
+
+    def __post_init__(self) -> None:
+        _require(self.seeds >= 2, "seeds", "at least 2 (stability compares seeds)", self.seeds)
+        _require(self.vary in ("init", "init+data"), "vary", '"init" or "init+data"', self.vary)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` is the inverse."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: Any) -> "StudyConfig":
+        """Read what `to_json` wrote; absent keys take their defaults.
+
+        Raises:
+            ValueError: an unknown key (the nearest valid one is named), a value of the wrong type or out of range.
+        """
+        return parse_config(cls, values)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "StudyConfig":
+        """`from_json` of a file; errors name it."""
+        try:
+            return cls.from_json(read_values(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. A study.json gives the config inside it."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values.get("config", {}) if "steps" in values else values
+
+
+def quickstart() -> StudyConfig:
+    """Eight SAEs on half a million rows of the shipped model: under three minutes on two cores."""
+    return StudyConfig(
+        seeds=8,
+        activations=ActivationsConfig(model="tiny", context=256, sequences=2048, heldout_sequences=256),
+        sae=SAEConfig(d_sae=2048, k=16),
+        train=TrainConfig(rows=1_048_576, batch_size=2048, lr=1e-3, snapshots=(0,), log_every=50, checkpoint_every=256),
+        report=ReportConfig(title="Stability of a sparse autoencoder on a byte-level language model"),
+    )
+
+
+PRESETS = {"quickstart": quickstart}
+
+
+def preset(name: str) -> StudyConfig:
+    """A preset by name.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]()

@@ -1,0 +1,251 @@
+"""The numbers of a study, from trained SAEs to plain JSON values and arrays."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saekern import evaluation, matching, stability
+from saekern.matching import PairStore
+from saekern.pipeline.sources import Sources
+from saekern.pipeline.steps import write_json
+from saekern.stability.lazy import Lazy
+
+HISTOGRAM_BINS = 200
+
+
+def baseline(sources: Sources, work: Path) -> None:
+    """What does not depend on the seed: PCA's EV, and the cross-entropy untouched and with the activation at zero."""
+    config, rows = sources.config, sources.evaluated()
+    result: dict[str, Any] = {"rows": len(rows), "k": config.sae.k}
+    result["pca_ev"] = float(evaluation.pca_explained_variance(rows, config.sae.k))
+    tokens = _ce_tokens(sources)
+    if tokens is not None:
+        hook = config.activations.hook
+        result["ce_tokens"] = tokens.shape[0] * (tokens.shape[1] - 1)
+        result["ce_clean"] = float(evaluation.cross_entropy(sources.model, hook, tokens))
+        result["ce_zero"] = float(evaluation.cross_entropy(sources.model, hook, tokens, sae="zero"))
+    write_json(work / "baseline.json", result)
+
+
+def evaluate(sources: Sources, index: int, work: Path) -> None:
+    """EV, L0, firing counts and cross-entropy of one seed."""
+    config, rows = sources.config, sources.evaluated()
+    sae = sources.sae(index)
+    counts = evaluation.density(sae, rows)  # [F]
+    result: dict[str, Any] = {
+        "seed": index,
+        "init_seed": config.first_seed + index,
+        "data_seed": data_seed(config, index),
+    }
+    result["ev"] = float(evaluation.explained_variance(sae, rows))
+    result["l0"] = float(evaluation.l0(sae, rows))
+    result["dead"] = float((counts < config.stability.min_firings).double().mean())
+    tokens = _ce_tokens(sources)
+    if tokens is not None:
+        result["ce_sae"] = float(evaluation.cross_entropy(sources.model, config.activations.hook, tokens, sae=sae))
+    write_json(work / f"{index:03d}.json", result)
+    save_file({"firing_counts": counts.to(torch.int64).contiguous()}, work / f"{index:03d}.safetensors")
+
+
+def data_seed(config: Any, index: int) -> int:
+    return config.train.data_seed + (index if config.vary == "init+data" else 0)
+
+
+def _ce_tokens(sources: Sources) -> Tensor | None:
+    count = sources.config.evaluation.ce_sequences
+    return None if sources.external or count == 0 else sources.sequences("heldout")[:count]
+
+
+def firing_counts(sources: Sources) -> list[Tensor]:
+    """[F] int64 for each seed: held-out rows on which the latent fires."""
+    folder = sources.folder / "results" / "seeds"
+    return [load_file(folder / f"{i:03d}.safetensors")["firing_counts"] for i in range(sources.config.seeds)]
+
+
+def dead_masks(sources: Sources) -> list[Tensor]:
+    return [counts < sources.config.stability.min_firings for counts in firing_counts(sources)]
+
+
+def match_pairs(sources: Sources, progress: bool) -> None:
+    """All pairs by nearest neighbour, and the pairs of the first seeds by assignment as well. Resumes by itself."""
+    config, dead = sources.config, dead_masks(sources)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    store = sources.folder / "pairs"
+    matching.match_all(sources.dictionaries, "nearest", store, progress, dead=dead, seeds=seeds)
+    few = assigned_seeds(config)
+    if few:
+        matching.match_all(
+            sources.dictionaries[:few], "assignment", store / "assignment", progress, dead=dead[:few], seeds=seeds[:few]
+        )
+
+
+def assigned_seeds(config: Any) -> int:
+    count = min(config.stability.assignment_seeds, config.seeds)
+    return count if count >= 2 else 0
+
+
+def stabilities(sources: Sources, work: Path) -> None:
+    """Stability raw and centred, its nulls, distances at the start and the end, IoU: every number of the report."""
+    config, settings = sources.config, sources.config.stability
+    limits = {"threshold": settings.threshold, "epsilon": settings.epsilon}
+    dead, counts = dead_masks(sources), firing_counts(sources)
+    live = [~mask for mask in dead]
+    store = PairStore.open(sources.folder / "pairs")
+    distances = _distances(sources, dead)
+    raw = stability.feature_stability(store, **limits, initial=distances.get("raw"))
+    mean = mean_atom(sources.dictionaries, live)
+    centred_dictionaries = _centred(sources.dictionaries, mean)
+    centred = stability.feature_stability(centred_dictionaries, live=live, **limits, initial=distances.get("centred"))
+    runs = min(settings.null_seeds, config.seeds)
+    shapes = [tuple(d.shape) for d in Lazy(runs, lambda i: sources.dictionaries[i])]
+    random = stability.random_null(shapes, draws=1, seed=settings.null_seed, **limits)
+    rotated = stability.rotated_null(
+        Lazy(runs, lambda i: sources.dictionaries[i]), seed=settings.null_seed, live=live[:runs], **limits
+    )
+    agreement = stability.pair_agreement(store, settings.threshold)
+    summary = {
+        "seeds": config.seeds,
+        "latents": config.sae.d_sae,
+        "varied": config.vary,
+        "threshold": settings.threshold,
+        "epsilon": settings.epsilon,
+        "vacuous": raw.vacuous,
+        "raw": raw.to_json(),
+        "centred": centred.to_json(),
+        "null": {"random": random.to_json(), "rotated": rotated.to_json()},
+        "agreement": agreement.to_json(),
+        "distance": {kind: distance.to_json() for kind, distance in distances.items()},
+        "iou": _iou(sources, dead, limits["threshold"]),
+        "mean_atom_norm": float(mean.norm()),
+    }
+    cosines, edges = raw.cosines.coarse(HISTOGRAM_BINS)
+    arrays = {
+        "probability": raw.probability,
+        "probability_centred": centred.probability,
+        "null_probability": random.draws[0].probability.flatten(),
+        "live": raw.live,
+        "stable": raw.stable,
+        "unstable": raw.unstable,
+        "lower": raw.lower,
+        "upper": raw.upper,
+        "firing": torch.stack(counts).double() / len(sources.evaluated()),
+        "histogram_edges": edges,
+        "cosine_histogram": cosines,
+        "null_histogram": random.cosines.coarse(HISTOGRAM_BINS)[0],
+        "rotated_histogram": rotated.cosines.coarse(HISTOGRAM_BINS)[0],
+        "pair_matched": agreement.match_rate,
+        "pair_cosine": agreement.mean_cosine,
+    }
+    save_file({name: tensor.contiguous() for name, tensor in arrays.items()}, work / "stability.safetensors")
+    write_json(work / "stability.json", finite(summary))
+    write_json(work / "evaluation.json", _evaluation_table(sources))
+
+
+def mean_atom(dictionaries: Any, live: list[Tensor]) -> Tensor:
+    """[D] float64: the mean of all live decoder rows of all seeds. Decoder rows have norm 1 and no data units, so this,
+    not the mean activation, is the offset that they may share."""
+    total, count = torch.zeros(dictionaries[0].shape[1], dtype=torch.float64), 0
+    for i, mask in enumerate(live):
+        total += dictionaries[i][mask].double().sum(0)
+        count += int(mask.sum())
+    return total / max(1, count)
+
+
+def _centred(dictionaries: Any, mean: Tensor) -> Lazy:
+    return Lazy(len(dictionaries), lambda i: matching.center(dictionaries[i], mean))
+
+
+def _distances(sources: Sources, dead: list[Tensor]) -> dict[str, Any]:
+    """D(0) and D(end) by assignment between the first seeds, raw and centred (each end on its own mean)."""
+    few = assigned_seeds(sources.config)
+    if not few:
+        return {}
+    start = Lazy(few, lambda i: load_file(sources.sae_paths()[i] / "snapshots" / "00000000.safetensors")["W_dec"])
+    end = Lazy(few, lambda i: sources.dictionaries[i])
+    everything = [torch.ones_like(mask) for mask in dead[:few]]
+    start_mean, end_mean = mean_atom(start, everything), mean_atom(end, [~mask for mask in dead[:few]])
+    return {
+        "raw": stability.initial_distance(start, end, dead=dead[:few]),
+        "centred": stability.initial_distance(_centred(start, start_mean), _centred(end, end_mean), dead=dead[:few]),
+    }
+
+
+def _iou(sources: Sources, dead: list[Tensor], threshold: float) -> dict[str, Any] | None:
+    """Nearest against assignment on the pairs of the first seeds."""
+    few = assigned_seeds(sources.config)
+    if not few:
+        return None
+    nearest = matching.match_all(sources.dictionaries[:few], "nearest", None, False, dead=dead[:few])
+    assignment = PairStore.open(sources.folder / "pairs" / "assignment")
+    iou = stability.assignment_iou(nearest, assignment, threshold)
+    return iou.to_json() | {"pairs_compared": len(assignment), "pw_mcc": stability.pw_mcc(assignment)}
+
+
+def _evaluation_table(sources: Sources) -> dict[str, Any]:
+    """The baseline and one line a seed. Recovered = (CE_zero − CE_sae) / (CE_zero − CE_clean)."""
+    results = sources.folder / "results"
+    table = read_json(results / "baseline.json")
+    table["seeds"] = [read_json(results / "seeds" / f"{i:03d}.json") for i in range(sources.config.seeds)]
+    if table.get("ce_clean") is not None:
+        span = table["ce_zero"] - table["ce_clean"]
+        for seed in table["seeds"]:
+            seed["recovered"] = (table["ce_zero"] - seed["ce_sae"]) / span if span > 0 else None
+    return finite(table)
+
+
+def latents(sources: Sources, work: Path) -> None:
+    """The most and the least stable latents of the first seed, with the contexts that activate them most.
+
+    One seed, because a stable latent is in all of them. Order: p, then the mean cosine with the best partners."""
+    config, shown = sources.config, sources.config.report
+    if sources.external or getattr(sources.heldout, "tokens", None) is None or shown.latents == 0:
+        write_json(work / "latents.json", [])
+        return
+    arrays = load_file(sources.folder / "results" / "stability.safetensors")
+    p, live, firing = arrays["probability"][0], arrays["live"][0], arrays["firing"][0]
+    store = PairStore.open(sources.folder / "pairs")
+    cosine = torch.stack([store[0, j].cosine.double() for j in range(1, config.seeds)]).nanmean(0)
+    enough = live & (firing * len(sources.evaluated()) >= shown.contexts)
+    order = np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy()))
+    order = torch.from_numpy(order)[enough[torch.from_numpy(order)]]
+    count = min(shown.latents, len(order) // 2)
+    groups = {"stable": order.flip(0)[:count], "unstable": order[:count]}
+    table = []
+    for group, chosen in groups.items():
+        top, values = evaluation.top_activations(sources.sae(0), sources.evaluated(), chosen, shown.contexts)
+        for latent, positions, strengths in zip(chosen.tolist(), top.tolist(), values.tolist(), strict=True):
+            entry = {"group": group, "seed": 0, "latent": latent, "probability": float(p[latent])}
+            entry |= {"cosine": float(cosine[latent]), "firing": float(firing[latent])}
+            entry["snippets"] = [
+                _context(sources, row, value) for row, value in zip(positions, strengths, strict=True) if value > 0
+            ]
+            table.append(entry)
+    write_json(work / "latents.json", finite(table))
+
+
+def _context(sources: Sources, row: int, value: float) -> dict[str, Any]:
+    shown = sources.config.report
+    before, token, after = sources.heldout.snippet(row, before=shown.before, after=shown.after)
+    return {"before": before, "token": token, "after": after, "value": value}
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable JSON, probably cut short ({error})") from error
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinities as None: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,113 @@
+"""What a study would do, and roughly what that costs."""
+
+import os
+import time
+from typing import NamedTuple
+
+import torch
+
+from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.stages import STAGES, steps
+from saekern.pipeline.steps import StudyFolder
+
+ROW_BYTES = 4  # float32
+
+
+class Planned(NamedTuple):
+    """One stage of the plan. Costs are of the steps that would run."""
+
+    stage: str
+    runs: int
+    """Steps of the stage that would run."""
+    of: int
+    """Steps it has."""
+    why: str
+    rows: int
+    """Rows of activations made or read."""
+    flops: float
+    """Of the dense products."""
+    seconds: float
+    """Estimate: those flops at the measured speed of a matrix product here, and the parameters' traffic."""
+    bytes: int
+    """Disk space of what it leaves."""
+
+
+def plan(config: StudyConfig, out: str | os.PathLike) -> list[Planned]:
+    """The stages in order, which of their steps would run and why, and an estimate of the cost. Writes nothing.
+
+    A stage that reads one that runs is counted as running; it is skipped in the end if its inputs come out the same.
+    """
+    folder = StudyFolder(out)
+    work = steps(config, folder, progress=False)
+    pending: dict[str, str] = {}
+    for step in work:
+        before = [name for name in step.reads if name in pending]
+        reason = f"reads {before[0]}, which runs first" if before else folder.due(step)
+        if reason is not None:
+            pending[step.name] = reason
+    speed = gemm_speed(_width(config), config.sae.d_sae)
+    result = []
+    for stage in STAGES:
+        members = [step.name for step in work if step.stage == stage]
+        due = [name for name in members if name in pending]
+        why = pending[due[0]] if due else "complete"
+        rows, flops, traffic, size = _cost(config, stage, due)
+        seconds = flops / speed + traffic / 5e9  # bytes/s that one or two cores stream, order of magnitude
+        result.append(Planned(stage, len(due), len(members), why, rows, flops, seconds, size))
+    return result
+
+
+def gemm_speed(width: int, latents: int) -> float:
+    """Flops per second of a float32 matrix product [1024, D] × [D, min(F, 8192)] here; takes about 0.1 s."""
+    columns = min(latents, 8192)
+    a, b = torch.ones(1024, width), torch.ones(width, columns)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024 * width * columns / best
+
+
+def _width(config: StudyConfig) -> int:
+    if config.activations.cache is not None:
+        from saekern.activations import open_cache
+
+        return open_cache(config.activations.cache).width
+    return 128 if config.activations.model == "tiny" else 768  # before the model is loaded; 768 is GPT-2's
+
+
+def _cost(config: StudyConfig, stage: str, due: list[str]) -> tuple[int, float, float, int]:
+    """rows, flops, bytes of memory traffic, bytes on disk."""
+    width, latents, seeds = _width(config), config.sae.d_sae, config.seeds
+    source, few = config.activations, min(config.stability.assignment_seeds, config.seeds)
+    held = source.heldout_sequences * source.context
+    if stage == "harvest":
+        rows = sum(source.sequences * source.context if name.endswith("train") else held for name in due)
+        layers = 4 if source.model == "tiny" else 12
+        return rows, rows * layers * 24.0 * width**2, 0.0, rows * width * ROW_BYTES
+    if stage == "train":
+        rows = config.train.rows * len(due)
+        parameters = 2 * latents * width
+        # Adam reads and writes parameter, gradient and two moments; sparse gradients gather and scatter K rows twice.
+        traffic = rows / config.train.batch_size * parameters * 40.0 + rows * config.sae.k * width * 4.0 * 8
+        return rows, rows * 2.0 * width * latents, traffic, len(due) * parameters * 4 * 5  # state, weights, snapshot 0
+    if stage == "evaluate":
+        rows = min(config.evaluation.rows, held) * len(due)
+        return rows, rows * 3 * 2.0 * width * latents, 0.0, len(due) * latents * 8
+    if stage == "match":
+        pairs = seeds * (seeds - 1) // 2 if due else 0
+        assigned = few * (few - 1) // 2 if due else 0
+        return 0, (pairs + assigned) * 2.0 * width * latents**2, assigned * latents**2 * 200.0, pairs * latents * 26
+    if stage == "stability" and due:
+        pairs, assigned = seeds * (seeds - 1) // 2, few * (few - 1) // 2
+        return (
+            0,
+            (3 * pairs + 7 * assigned) * 2.0 * width * latents**2,
+            6 * assigned * latents**2 * 200.0,
+            seeds * latents * 50,
+        )
+    if stage == "latents" and due:
+        rows = min(config.evaluation.rows, held)
+        return rows, rows * 2.0 * width * latents, 0.0, 100_000
+    return 0, 0.0, 0.0, 1_000_000 if due else 0

@@ -1,0 +1,206 @@
+"""The steps of a study: what each depends on, reads and leaves."""
+
+import dataclasses
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import saekern.report
+from saekern import activations, training
+from saekern.pipeline import measure
+from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.sources import Sources
+from saekern.pipeline.steps import Step, StudyFolder, write_json
+from saekern.sae import TopKSAE
+from saekern.version import __version__
+
+STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "report")
+
+
+def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step]:
+    """All steps in the order in which they run."""
+    sources = Sources(config, folder.path)
+    plain = config.to_json()
+    external = sources.cache.fingerprint if sources.external else None
+    made = [_harvest(sources, plain, split, progress) for split in ("train", "heldout")] if external is None else []
+    rows = {"train": tuple(s.name for s in made if s.name == "harvest/train"), "heldout": tuple(s.name for s in made)}
+    seeds = [f"{i:03d}" for i in range(config.seeds)]
+    trained = tuple(f"train/{name}" for name in seeds)
+    evaluated = tuple(f"evaluate/{name}" for name in seeds)
+    judged = {"stability": plain["stability"], "evaluation": plain["evaluation"]}
+    masks = {"min_firings": config.stability.min_firings, "assignment_seeds": config.stability.assignment_seeds}
+
+    for i, name in enumerate(seeds):
+        made.append(
+            Step(
+                name=f"train/{name}",
+                settings=_training_settings(config, plain, i),
+                reads=rows["train"],
+                outputs=(f"seeds/{name}",),
+                run=lambda work, i=i: _train(sources, i, work, progress),
+                external=external,
+            )
+        )
+    evaluation = {"evaluation": plain["evaluation"], "k": config.sae.k, "hook": config.activations.hook}
+    made.append(
+        Step(
+            name="evaluate/baseline",
+            settings=evaluation,
+            reads=rows["heldout"],
+            outputs=("results/baseline.json",),
+            run=lambda work: measure.baseline(sources, work),
+            external=external,
+        )
+    )
+    for i, name in enumerate(seeds):
+        made.append(
+            Step(
+                name=f"evaluate/{name}",
+                settings=evaluation | {"min_firings": config.stability.min_firings},
+                reads=(*rows["heldout"], f"train/{name}"),
+                outputs=(f"results/seeds/{name}.json", f"results/seeds/{name}.safetensors"),
+                run=lambda work, i=i: measure.evaluate(sources, i, work),
+                external=external,
+            )
+        )
+    made.append(
+        Step(
+            name="match",
+            settings=masks,
+            reads=(*trained, *evaluated),
+            outputs=("pairs",),
+            run=lambda work: _match(sources, progress),
+        )
+    )
+    made.append(
+        Step(
+            name="stability",
+            settings=judged | {"vary": config.vary},
+            reads=("match", "evaluate/baseline", *evaluated, *trained),
+            outputs=("results/stability.json", "results/stability.safetensors", "results/evaluation.json"),
+            run=lambda work: measure.stabilities(sources, work),
+        )
+    )
+    made.append(
+        Step(
+            name="latents",
+            settings={name: plain["report"][name] for name in ("latents", "contexts", "before", "after")},
+            reads=(*rows["heldout"], "stability", "match", "train/000"),
+            outputs=("results/latents.json",),
+            run=lambda work: measure.latents(sources, work),
+            external=external,
+        )
+    )
+    made.append(
+        Step(
+            name="report",
+            settings={"title": config.report.title},
+            reads=("stability", "latents"),
+            outputs=("results/run.json", "figures", "report.html"),
+            run=lambda work: _report(sources, folder, work),
+        )
+    )
+    return made
+
+
+def _harvest(sources: Sources, plain: dict[str, Any], split: str, progress: bool) -> Step:
+    settings = sources.config.activations
+    other = "heldout_sequences" if split == "train" else "sequences"
+    # The count of the other split matters only where both come from one file.
+    kept = {k: v for k, v in plain["activations"].items() if k != other or settings.tokens is not None}
+
+    def run(work: Path) -> None:
+        activations.harvest(
+            sources.model,
+            settings.hook,
+            sources.sequences(split),
+            work / split,
+            batch=settings.batch,
+            exclude_bos=settings.exclude_bos,
+            progress=progress,
+        )
+
+    return Step(f"harvest/{split}", kept, (), (f"activations/{split}",), run)
+
+
+def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -> dict[str, Any]:
+    train = {k: v for k, v in plain["train"].items() if k not in ("data_seed", "log_every", "checkpoint_every")}
+    seeds = {"init_seed": config.first_seed + index, "data_seed": measure.data_seed(config, index)}
+    return {"sae": plain["sae"], "train": train, **seeds}
+
+
+def _train(sources: Sources, index: int, work: Path, progress: bool) -> None:
+    config = sources.config
+    sae = TopKSAE(
+        sources.rows.width,
+        config.sae.d_sae,
+        config.sae.k,
+        k_aux=config.sae.k_aux,
+        aux_coefficient=config.sae.aux_coefficient,
+        init_seed=config.first_seed + index,
+    )
+    snapshots = tuple(sorted({0, *config.train.snapshots}))  # step 0 is what D(0) is measured on
+    settings = dataclasses.replace(config.train, data_seed=measure.data_seed(config, index), snapshots=snapshots)
+    label = f"seed {index + 1}/{config.seeds}"
+    training.train(sae, sources.rows, settings, out=work / f"{index:03d}", progress=progress, label=label)
+
+
+def _match(sources: Sources, progress: bool) -> None:
+    store, kept = sources.folder / "pairs", {f"{i:03d}-{j:03d}.safetensors" for i, j in _pairs(sources.config.seeds)}
+    few = {f"{i:03d}-{j:03d}.safetensors" for i, j in _pairs(measure.assigned_seeds(sources.config))}
+    for folder, names in ((store, kept), (store / "assignment", few)):
+        for path in folder.glob("*-*.safetensors"):  # of a study with more seeds
+            if path.name not in names:
+                path.unlink()
+    if not few:
+        shutil.rmtree(store / "assignment", ignore_errors=True)
+    measure.match_pairs(sources, progress)
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]
+
+
+def _report(sources: Sources, folder: StudyFolder, work: Path) -> None:
+    write_json(sources.folder / "results" / "run.json", run_facts(sources, folder))
+    saekern.report.write(sources.folder, work)
+
+
+def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
+    """The report's header: what was run, on what, with which versions, and how long each stage took."""
+    config = sources.config
+    seconds: dict[str, float] = {}
+    for name, record in folder.records.items():
+        stage = name.split("/")[0]
+        seconds[stage] = round(seconds.get(stage, 0.0) + record["seconds"], 1)
+    source = config.activations
+    facts: dict[str, Any] = {}
+    if sources.external:
+        facts["Rows from"] = str(source.cache)
+    else:
+        facts |= {
+            "Model": source.model,
+            "Hook": source.hook,
+            "Text": source.tokens or "Python's standard library, as bytes",
+        }
+    facts |= {
+        "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
+        "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
+        "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
+        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation and data order'} varied",
+        "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
+    }
+    versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
+    return {
+        "title": config.report.title,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "facts": facts,
+        "versions": versions | {"Python": platform.python_version()},
+        "seconds": {name: seconds[name] for name in STAGES if name in seconds},
+        "config": config.to_json(),
+    }

@@ -1,0 +1,249 @@
+"""The page: results and pictures → one HTML text that needs nothing else."""
+
+import html
+import json
+from importlib.resources import files
+from typing import Any
+
+from saekern.report.figures import Picture, number
+from saekern.report.results import Results
+from saekern.report.text import snippet, table
+from saekern.report.verdict import verdicts
+
+# Marks every figure whose drawing has a size, and counts script errors: what the browser test reads.
+SCRIPT = """
+addEventListener("error", () => { document.documentElement.dataset.errors = "yes"; });
+addEventListener("load", () => {
+  for (const svg of document.querySelectorAll("figure svg")) {
+    const box = svg.getBBox();
+    if (box.width > 0 && box.height > 0) svg.parentElement.dataset.drawn = "yes";
+  }
+});
+"""
+
+
+def page(results: Results, pictures: list[Picture]) -> str:
+    """The whole document, with style, script and pictures inside."""
+    title = html.escape(results.run["title"])
+    style = files("saekern.report").joinpath("style.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        [
+            f"<header><h1>{title}</h1>{_lead(results)}</header>",
+            _tiles(results),
+            _section("Is the dictionary good enough?", _verdicts(results)),
+            _section("What was run", _run(results)),
+            _section("Every seed", _seeds(results)),
+            _section("Stability", _stability(results) + _figures(pictures)),
+            _section("Latents", _latents(results)),
+            _section("Settings", _settings(results)),
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'  # else a browser asks the server for favicon.ico
+        f"<title>{title}</title>\n<style>\n{style}</style>\n<script>{SCRIPT}</script>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>\n{content}\n</section>"
+
+
+def _lead(results: Results) -> str:
+    stability = results.stability
+    live, others = stability["raw"]["live"], stability["seeds"] - 1
+    if stability["vacuous"]:
+        found, lost = f"all of the other {others}", "none"
+    else:
+        found = f"at least {1 - stability['epsilon']:.0%} of the other {others}"
+        lost = f"at most {stability['epsilon']:.0%}"
+    return (
+        f'<p class="lead">Of the latents that fire, <b>{_percent(live["stable"])}</b> reappear in {found} independently '
+        f"trained seeds, and <b>{_percent(live['unstable'])}</b> in {lost} of them.</p>"
+    )
+
+
+def _tiles(results: Results) -> str:
+    stability = results.stability
+    live, null = stability["raw"]["live"], stability["null"]["random"]
+    tiles = [
+        (number(live["mean_probability"], 3), "mean reappearance probability p of live latents"),
+        (number(null["match_rate"]["mean"], 3), "the same for random dictionaries"),
+    ]
+    if "raw" in stability["distance"]:
+        distance = stability["distance"]["raw"]
+        moved = f"{number(distance['initial']['mean'], 2)} → {number(distance['final']['mean'], 2)}"
+        tiles.append((moved, "D(0) → D(end): distance between runs, matched one to one"))
+    if stability["iou"]:
+        iou = stability["iou"]["features"]
+        label = f"IoU of what nearest and one-to-one matching find, ± {number(iou['sd'], 3)}"
+        tiles.append((number(iou["mean"], 3), label))
+    cells = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _verdicts(results: Results) -> str:
+    kinds = {True: "met", False: "missed", None: "unmeasured"}
+    words = {True: "met", False: "missed", None: "not measured"}
+    lines = verdicts(results.evaluation)
+    items = "".join(
+        f'<li class="{kinds[line.passed]}"><strong>{line.name}: {words[line.passed]}.</strong>'
+        f"{html.escape(line.sentence)}</li>"
+        for line in lines
+    )
+    missed = [line.name.lower() for line in lines if line.passed is False]
+    close = (
+        f"<p>Missed: {', '.join(missed)}. Below the floor, stability figures describe a poor fit first.</p>"
+        if missed
+        else ""
+    )
+    return f'<ul class="verdicts">{items}</ul>{close}'
+
+
+def _run(results: Results) -> str:
+    run = results.run
+    items = [(name, value) for name, value in run["facts"].items()]
+    items.append(("Versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())))
+    if run.get("seconds"):
+        spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run["seconds"].items())
+        items.append(("Time", spent))
+    items.append(("Date", run["date"]))
+    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in items) + "</dl>"
+
+
+def _seeds(results: Results) -> str:
+    evaluation = results.evaluation
+    header = ["seed", "init seed", "data seed", "EV", "L0", "dead", "CE", "CE recovered"]
+    rows = [
+        [
+            str(seed["seed"]),
+            str(seed["init_seed"]),
+            str(seed["data_seed"]),
+            f"{seed['ev']:.4f}",
+            f"{seed['l0']:.2f}",
+            f"{seed['dead']:.1%}",
+            number(seed.get("ce_sae"), 4),
+            number(seed.get("recovered"), 4),
+        ]
+        for seed in evaluation["seeds"]
+    ]
+    text = (
+        f"<p>EV is 1 − residual variance / variance on {evaluation['rows']:,} rows that training did not see. "
+        f"PCA with {evaluation['k']} components reaches {evaluation['pca_ev']:.4f}. "
+    )
+    if evaluation.get("ce_clean") is not None:
+        text += (
+            f"Cross-entropy is in nats a token on {evaluation['ce_tokens']:,} tokens: {evaluation['ce_clean']:.4f} "
+            f"untouched, {evaluation['ce_zero']:.4f} with the activation set to zero; recovered is the share of that "
+            "difference which the reconstruction keeps."
+        )
+    return text + "</p>" + table(header, rows)
+
+
+def _stability(results: Results) -> str:
+    stability = results.stability
+    rows = []
+    for kind, name in (("raw", "raw cosine"), ("centred", "centred cosine")):
+        for which, label in (("live", "live latents"), ("all", "all latents, dead ones as never found")):
+            rows.append([f"{name}, {label}", *_shares(stability[kind][which])])
+    for kind, name in (("random", "random dictionaries"), ("rotated", "the same dictionaries, each rotated by itself")):
+        null = stability["null"][kind]
+        rows.append([f"null: {name}", _percent(null["stable"]["mean"]), "", "", _p(null["match_rate"]["mean"]), ""])
+    header = ["mean over seeds as anchors, ± their spread", "stable", "between", "unstable", "mean p", "latents"]
+    notes = [f'<p class="note">{note}</p>' for note in notes_on(stability)]
+    return table(header, rows) + "".join(notes)
+
+
+def notes_on(stability: dict[str, Any]) -> list[str]:
+    """What a reader must know before quoting the shares."""
+    others, epsilon = stability["seeds"] - 1, stability["epsilon"]
+    notes = []
+    if stability["vacuous"]:
+        enough = f" From {round(1 / epsilon)} comparisons on it allows exceptions." if epsilon else ""
+        notes.append(
+            f"<b>{others} comparisons are few.</b> ε = {epsilon:g} then decides nothing by itself: “stable” means found in "
+            f"<em>every</em> other seed and “unstable” in <em>none</em>.{enough}"
+        )
+    if any(distance["shared_init"] for distance in stability["distance"].values()):
+        notes.append(
+            "<b>Seeds share their initialisation.</b> They agreed before training, so no latent is called stable."
+        )
+    varied = "the initialisation alone" if stability["varied"] == "init" else "the initialisation and the order of rows"
+    notes.append(
+        f"Between seeds {varied} varied. Centred: the mean of all live decoder rows, of norm "
+        f"{number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share does "
+        "not pass for agreement."
+    )
+    iou = stability["iou"]
+    if iou:
+        notes.append(
+            "Nearest neighbours may share a partner; a one-to-one assignment may not. On "
+            f"{iou['pairs_compared']} pairs of seeds the two find the same latents to an IoU of {_spread(iou['features'])} "
+            f"and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of assigned latents (PW-MCC) is "
+            f"{number(iou['pw_mcc'], 3)}."
+        )
+    return notes
+
+
+def _shares(share: dict[str, Any]) -> list[str]:
+    parts = [_percent(share[name], share[f"{name}_sd"]) for name in ("stable", "undecided", "unstable")]
+    return [*parts, _p(share["mean_probability"], share["mean_probability_sd"]), f"{share['latents']:,}"]
+
+
+def _percent(value: float | None, spread: float | None = None) -> str:
+    return number(None if value is None else 100 * value, 1) + (f" ± {100 * spread:.1f}" if spread else "") + " %"
+
+
+def _p(value: float | None, spread: float | None = None) -> str:
+    return number(value, 4) + (f" ± {spread:.4f}" if spread else "")
+
+
+def _spread(values: dict[str, float | None]) -> str:
+    return number(values["mean"], 3) + ("" if values["sd"] is None else f" ± {values['sd']:.3f}")
+
+
+def _figures(pictures: list[Picture]) -> str:
+    items = "".join(
+        f'<figure id="{p.name}"><h3>{p.title}</h3>'
+        + p.svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(p.alt, quote=True)}"', 1)
+        + f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
+        for p in pictures
+    )
+    return f'<div class="figures">{items}</div>'
+
+
+def _latents(results: Results) -> str:
+    if not results.latents:
+        return "<p>The rows came without text, so there are no contexts to show.</p>"
+    others = results.stability["seeds"] - 1
+    parts = []
+    for group, title in (("stable", "Most stable"), ("unstable", "Least stable")):
+        chosen = [latent for latent in results.latents if latent["group"] == group]
+        rows = [
+            [
+                f"{latent['seed']} · {latent['latent']}",
+                f"{latent['probability']:.2f}",
+                f"{latent['cosine']:.3f}",
+                f"{latent['firing']:.2%}",
+                "".join(snippet(s["before"], s["token"], s["after"]) for s in latent["snippets"]) or "never fires",
+            ]
+            for latent in chosen
+        ]
+        body = table(["seed · latent", "p", "mean cosine", "fires", "strongest contexts"], rows, numeric=False)
+        parts.append(f"<h3>{title}</h3>{body.replace('<table>', '<table class=latents>')}")
+    text = (
+        "<p>Each line is one of the contexts in which the latent is most active, the token it is active on "
+        f"marked. p counts the {others} other seeds; mean cosine is with the best partner in each.</p>"
+    )
+    return text + "<br>".join(parts)
+
+
+def _settings(results: Results) -> str:
+    config = html.escape(json.dumps(results.run["config"], indent=2, ensure_ascii=False))
+    return f"<details><summary>The whole configuration</summary><pre>{config}</pre></details>"
+
+
+def _text(value: Any) -> str:
+    return html.escape(f"{value:,}" if isinstance(value, int) else str(value))

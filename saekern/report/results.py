@@ -1,0 +1,73 @@
+"""What a report is drawn from: the JSON and array files under `results/`, and nothing else."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ARRAYS = {
+    "probability": "[S, F] share of the other seeds in which each latent reappears, raw cosine; NaN where dead",
+    "probability_centred": "[S, F] the same after subtracting the mean decoder row",
+    "null_probability": "[n] the same for random dictionaries among each other",
+    "live": "[S, F] true where the latent fires",
+    "stable": "[S, F] true where stable",
+    "unstable": "[S, F] true where unstable",
+    "firing": "[S, F] share of the evaluated rows on which the latent fires",
+    "histogram_edges": "[n+1] bin edges of the two histograms",
+    "cosine_histogram": "[n] best cosines of all live latents over all ordered seed pairs",
+    "null_histogram": "[n] the same for random dictionaries",
+    "rotated_histogram": "[n] the same for the dictionaries, each rotated by itself",
+    "pair_matched": "[S, S] share of the row seed's live latents found in the column seed; NaN on the diagonal",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's numbers, as `load` reads them."""
+
+    run: dict[str, Any]
+    """What was run: title, date, model, rows, versions, seconds per stage, the whole config."""
+    evaluation: dict[str, Any]
+    """EV, L0, dead and CE per seed, and the PCA baseline."""
+    stability: dict[str, Any]
+    """Stable and unstable shares (raw and centred, live and all), nulls, distances, IoU."""
+    latents: list[dict[str, Any]]
+    """The most and least stable latents with the snippets that activate them; may be empty."""
+    arrays: dict[str, np.ndarray]
+    """See `ARRAYS`."""
+
+
+def load(folder: str | Path) -> Results:
+    """Read `<folder>/results`.
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: a file is cut short or an array is absent; both name the file.
+    """
+    results = Path(folder) / "results"
+    arrays_path = results / "stability.safetensors"
+    try:
+        arrays = load_file(arrays_path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors raises its own type for a cut header
+        raise ValueError(f"{arrays_path}: not readable, probably cut short ({error})") from error
+    missing = sorted(set(ARRAYS) - set(arrays))
+    if missing:
+        raise ValueError(f"{arrays_path}: lacks {', '.join(missing)}")
+    return Results(
+        run=_json(results / "run.json"),
+        evaluation=_json(results / "evaluation.json"),
+        stability=_json(results / "stability.json"),
+        latents=_json(results / "latents.json"),
+        arrays=arrays,
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not readable JSON, probably cut short ({error})") from error

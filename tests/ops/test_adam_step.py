@@ -1,0 +1,214 @@
+"""adam_step on CPU against float64, with bounds from the arithmetic."""
+
+import pytest
+import torch
+from bounds import UNIT, output_rounding
+
+from saekern import ops, reference
+
+SHAPES = [(1, 1), (1, 17), (7, 1), (3, 16), (5, 31), (64, 64), (33, 257), (300, 65), (0, 4), (4, 0)]
+VECTORS = [(0,), (1,), (13,), (4096,), (40_000,)]
+SETTINGS = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+
+def state(shape, dtype=torch.float32):
+    """param with unit rows, grad, exp_avg, exp_avg_sq; the first row all zero, the gradient of the second too."""
+    param = torch.randn(shape)
+    if len(shape) == 2:
+        param = torch.nn.functional.normalize(param, dim=1)
+        param[:1] = 0
+    tensors = param, torch.randn(shape), 0.1 * torch.randn(shape), 0.01 * torch.rand(shape)
+    tensors[1][1:2] = 0
+    return [t.to(dtype) for t in tensors]
+
+
+def assert_step_within_bound(before, after, step, project, normalize, **settings):
+    """One step from the same state in float64, and how far float32 may be from it.
+
+    With u = 2⁻²⁴ and n columns: a sum of n products is off by (n + 2) u Σ|products|, so that the projected gradient is
+    off by dg ≤ u (|g| + |c w|) · 4 + (2n + 6) u |w| Σ|g w| / ‖w‖²; m by β₁… and so on through each formula, first order
+    in u and doubled."""
+    u = 2 * UNIT
+    w, g, m, v = (t.double() for t in before)
+    n = w.shape[-1]
+    beta1, beta2, lr, eps = settings["beta1"], settings["beta2"], settings["lr"], settings["eps"]
+    dg = torch.zeros_like(g)
+    if project:
+        square = w.square().sum(-1, keepdim=True)
+        factor = torch.where(square > 0, 1 / square, 0)
+        c = (g * w).sum(-1, keepdim=True) * factor
+        dg = u * (2 * (g.abs() + (c * w).abs()) + (2 * n + 6) * w.abs() * (g * w).abs().sum(-1, keepdim=True) * factor)
+        g = g - c * w
+    m_size, v_new = beta1 * m.abs() + (1 - beta1) * g.abs(), beta2 * v + (1 - beta2) * g * g
+    m_new = beta1 * m + (1 - beta1) * g
+    dm = 3 * u * m_size + (1 - beta1) * dg
+    dv = 4 * u * v_new + (1 - beta2) * (2 * g.abs() + dg) * dg
+    root = v_new.sqrt() / (1 - beta2**step) ** 0.5
+    # |√(v + dv) − √v| ≤ min(√dv, dv/√v)
+    droot = torch.minimum(dv.sqrt(), torch.where(v_new > 0, dv / v_new.sqrt(), torch.inf)) / (1 - beta2**step) ** 0.5
+    low = (root - droot).clamp(min=0) + eps
+    size = lr / (1 - beta1**step)
+    change = size * m_new / (root + eps)
+    dw = size * (dm / low + m_new.abs() * droot / (low * (root + eps))) + 8 * u * change.abs() + u * w.abs()
+    w = w - change
+    if normalize:
+        norm = w.norm(dim=-1, keepdim=True)
+        relative = (w * dw).abs().sum(-1, keepdim=True) / norm**2 + (n + 6) * u
+        safe = torch.where(norm > 0, norm, 1)
+        dw = torch.where(norm > 0, dw / safe + w.abs() / safe * relative, dw)
+        w = w / safe
+    rounding = output_rounding(after[0].dtype)
+    tiny = max(torch.finfo(torch.float32).tiny, torch.finfo(after[0].dtype).tiny * torch.finfo(after[0].dtype).eps)
+    for name, got, want, bound in (
+        ("exp_avg", after[2], m_new, dm),
+        ("exp_avg_sq", after[3], v_new, dv),
+        ("param", after[0], w, dw),
+    ):
+        error = (got.double() - want).abs()
+        limit = bound + 2 * rounding * want.abs() + tiny
+        assert not (~(error <= limit)).any(), f"{name}: worst error {(error / limit).max():.3g} of the bound"
+
+
+@pytest.mark.parametrize(("project", "normalize"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_step_is_within_its_bound(shape, dtype, project, normalize):
+    """Five steps, each from the state the last one left. Planted: bias correction of the first moment with step − 1; the
+    norm's tail columns lost; the projection taken from the updated row; eps inside the root. All caught."""
+    tensors = state(shape, dtype)
+    for step in range(1, 6):
+        tensors[1] = (torch.randn(shape) * (torch.arange(shape[0])[:, None] != 1)).to(dtype)
+        before = [t.clone() for t in tensors]
+        ops.adam_step(*tensors, step, project=project, normalize=normalize, **SETTINGS)
+        assert torch.equal(tensors[1], before[1])
+        assert_step_within_bound(before, tensors, step, project, normalize, **SETTINGS)
+
+
+@pytest.mark.parametrize("shape", VECTORS)
+def test_vectors(shape):
+    tensors = state(shape)
+    before = [t.clone() for t in tensors]
+    ops.adam_step(*tensors, 3, **SETTINGS)
+    assert_step_within_bound(before, tensors, 3, False, False, **SETTINGS)
+
+
+def test_follows_torch_adam_with_projection_and_normalisation():
+    """Thirty steps: float32 beside torch.optim.Adam in float64. A relative error of ≤ 4tu in v and 3tu in the moving
+    average of |g| moves the parameter by ≤ lr · (5t + 8) u · (that average over √v̂) a step, and a unit-norm row carries
+    the error on; the ratio is below 2 here."""
+    tensors = state((40, 33))
+    tensors[0][:1] = torch.nn.functional.normalize(torch.ones(1, 33), dim=1)
+    tensors[2].zero_()
+    tensors[3].zero_()
+    twin = tensors[0].double().requires_grad_()
+    optimiser = torch.optim.Adam([twin], lr=SETTINGS["lr"], betas=(0.9, 0.999), eps=1e-8)
+    drift = 0.0
+    for step in range(1, 31):
+        tensors[1] = torch.randn(40, 33)
+        ops.adam_step(*tensors, step, project=True, normalize=True, **SETTINGS)
+        with torch.no_grad():
+            g = tensors[1].double()
+            twin.grad = g - (g * twin).sum(1, keepdim=True) * twin
+            optimiser.step()
+            twin.copy_(torch.nn.functional.normalize(twin, dim=1))
+        drift += 2 * (SETTINGS["lr"] * 2 * (5 * step + 8 + 33) + 33 + 8) * UNIT
+        assert (tensors[0] - twin).abs().max() <= drift
+
+
+def test_no_row_operations_on_zero_rows():
+    param = torch.zeros(3, 8)
+    tensors = [param, torch.zeros(3, 8), torch.zeros(3, 8), torch.zeros(3, 8)]
+    ops.adam_step(*tensors, 1, lr=0.1, project=True, normalize=True)
+    assert not any(t.any() for t in tensors)
+
+
+def test_a_row_without_gradient_still_moves():
+    tensors = [torch.ones(1, 4), torch.zeros(1, 4), torch.full((1, 4), 0.5), torch.full((1, 4), 0.25)]
+    ops.adam_step(*tensors, 2, lr=0.1)
+    assert (tensors[0] < 1).all()
+    assert torch.equal(tensors[2], torch.full((1, 4), 0.5) * 0.9)
+
+
+def test_nan_stays_in_its_row():
+    tensors, clean = state((6, 20)), None
+    clean = [t.clone() for t in tensors]
+    tensors[1][3, 4] = torch.nan
+    for each in (tensors, clean):
+        ops.adam_step(*each, 1, lr=0.1, project=True, normalize=True)
+    assert tensors[0][3].isnan().all()
+    others = [0, 1, 2, 4, 5]
+    assert all(torch.equal(a[others], b[others]) for a, b in zip(tensors, clean, strict=True) if a is not tensors[1])
+
+
+@pytest.mark.parametrize("row_operations", [False, True])
+@pytest.mark.parametrize("shape", [(700, 129), (3, 30_000)])
+def test_same_bits_for_any_thread_count(shape, row_operations):
+    """Planted: the row's norm carried from one task to the next; caught."""
+    start, results = state(shape), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            tensors = [t.clone() for t in start]
+            ops.adam_step(*tensors, 1, project=row_operations, normalize=row_operations, **SETTINGS)
+            results.append(tensors)
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("row_operations", [False, True])
+def test_an_encoder_stored_transposed(row_operations):
+    """[D, F] with stride (1, D), as SAE encoders are kept: updated in place, whether or not the layout allows no copy."""
+    plain = state((30, 21))
+    strided = [t.t().contiguous().t() for t in plain]
+    places = [t.data_ptr() for t in strided]
+    for tensors in (plain, strided):
+        ops.adam_step(*tensors, 1, project=row_operations, normalize=row_operations, **SETTINGS)
+    assert all(torch.equal(a, b) for a, b in zip(plain, strided, strict=True))
+    assert places == [t.data_ptr() for t in strided]
+    assert all(t.stride() == (1, 30) for t in strided)
+
+
+def test_parameters_that_require_gradients():
+    param, grad, exp_avg, exp_avg_sq = state((5, 6))
+    leaf = torch.nn.Parameter(param)
+    version = leaf._version
+    with torch.no_grad():
+        ops.adam_step(leaf, grad, exp_avg, exp_avg_sq, 1, lr=0.1)
+    assert leaf._version > version  # autograd sees that saved copies are out of date
+
+
+def test_float64_runs_the_reference():
+    tensors = [t.double() for t in state((5, 6))]
+    twin = [t.clone() for t in tensors]
+    ops.adam_step(*tensors, 4, project=True, normalize=True, **SETTINGS)
+    reference.adam_step(*twin, 4, project=True, normalize=True, **SETTINGS)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, twin, strict=True))
+
+
+def test_opcheck_and_compile():
+    arguments = (*state((5, 6)), 1, 0.1, 0.9, 0.999, 1e-8, True, True)
+    torch.library.opcheck(torch.ops.saekern.adam_step.default, arguments)
+
+    def step(param, grad, exp_avg, exp_avg_sq):
+        ops.adam_step(param, grad, exp_avg, exp_avg_sq, 1, lr=0.1, normalize=True)
+
+    eager = state((5, 6))
+    compiled = [t.clone() for t in eager]
+    step(*eager)
+    torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_errors_say_what_came():
+    param, grad, exp_avg, exp_avg_sq = state((5, 6))
+    with pytest.raises(ValueError, match="step: expected step >= 1, got 0"):
+        ops.adam_step(param, grad, exp_avg, exp_avg_sq, 0, lr=0.1)
+    with pytest.raises(ValueError, match=r"grad: expected shape \[5, 6\], got \[5, 5\]"):
+        ops.adam_step(param, grad[:, :5], exp_avg, exp_avg_sq, 1, lr=0.1)
+    with pytest.raises(ValueError, match=r"exp_avg: expected torch.float32 like param, got torch.float64"):
+        ops.adam_step(param, grad, exp_avg.double(), exp_avg_sq, 1, lr=0.1)
+    with pytest.raises(ValueError, match=r"expected shape \[R, C\] for project or normalize, got \[6\]"):
+        ops.adam_step(param[0], grad[0], exp_avg[0], exp_avg_sq[0], 1, lr=0.1, project=True)
