@@ -1,4 +1,4 @@
-"""`saekern COMMAND`: each command is a few lines over the library. What the command does not need is not imported."""
+"""`saekern COMMAND`: each command is a few lines over the library, and imports only what it needs."""
 
 import argparse
 import logging

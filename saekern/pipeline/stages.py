@@ -4,7 +4,6 @@ import dataclasses
 import platform
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=_training_settings(config, plain, i),
                 reads=rows["train"],
                 outputs=(f"seeds/{name}",),
-                run=partial(_train, sources, i, progress=progress),
+                run=lambda work, i=i: _train(sources, i, work, progress),
                 external=external,
             )
         )
@@ -65,7 +64,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=evaluation | {"min_firings": config.stability.min_firings},
                 reads=(*rows["heldout"], f"train/{name}"),
                 outputs=(f"results/seeds/{name}.json", f"results/seeds/{name}.safetensors"),
-                run=partial(measure.evaluate, sources, i),
+                run=lambda work, i=i: measure.evaluate(sources, i, work),
                 external=external,
             )
         )
@@ -189,11 +188,12 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
             "Hook": source.hook,
             "Text": source.tokens or "Python's standard library, as bytes",
         }
+    varied = "initialisation" if config.vary == "init" else "initialisation and order of rows"
     facts |= {
-        "Rows": f"{len(sources.rows):,} to train on, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
+        "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out; D = {sources.rows.width}",
         "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
         "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
-        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation, order'} varied",
+        "Seeds": f"{config.seeds}, differing in {varied}",
         "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
     }
     versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}

@@ -80,7 +80,7 @@ class StudyFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Refuse a second process in the same folder; the system drops the lock however the process ends."""
+        """Refuse a second process in the same folder. The lock goes with the process, however it ends."""
         try:
             import fcntl
         except ImportError:  # not a POSIX system
@@ -150,7 +150,7 @@ class StudyFolder:
         started = time.time()
         with plain_errors(step.name, self.path):
             step.run(work)
-            files: dict[str, Any] = {}
+            files = {}
             for output in step.outputs:
                 source = work / Path(output).name
                 files |= _outputs(source if source.exists() else self.path / output, output)

@@ -172,8 +172,8 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
         )
     varied = "the initialisation alone" if stability["varied"] == "init" else "the initialisation and the order of rows"
     notes.append(
-        f"Between seeds {varied} varied. Centred: the mean of all live decoder rows, of norm"
-        f" {number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share "
+        f"Between seeds {varied} varied. Centred: the mean of all live decoder rows, of norm "
+        f"{number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share "
         "does not pass for agreement."
     )
     iou = stability["iou"]
