@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-install bench bench-quick build lint format sdist wheel clean FORCE
+.PHONY: help demo test test-slow test-install bench bench-peers bench-quick results build lint format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,7 +43,13 @@ test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an envi
 	$(PYTEST) -m slow tests/packaging
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 15 minutes)
-	$(BIN)/python -m saekern.bench
+	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench
+
+bench-peers: .venv/dev ## sparsify, SAELens, dictionary_learning, overcomplete into .venv-peers/; `make bench` then has them
+	$(BIN)/python -m saekern.bench.install_peers
+
+results: .venv/dev ## the README's table again from bench/results/*.csv
+	$(BIN)/python -m saekern.bench.table
 
 bench-quick: .venv/dev ## pytest-benchmark on small shapes, to notice regressions (1 minute)
 	$(PYTEST) bench/quick.py --benchmark-only
@@ -68,7 +74,7 @@ wheel: .venv/dev ## the source distribution and, built from it, the wheel, into 
 	$(BIN)/python -m build
 
 clean: ## remove everything that these commands made
-	rm -rf .venv build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
+	rm -rf .venv .venv-peers build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. .venv/ready holds the folder it was made in: a moved clone has wrong paths in .venv and makes it anew.

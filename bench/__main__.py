@@ -82,8 +82,13 @@ def measure(
             notes.append(f"{provider}: REFUSED, wrong answer at this shape: {reason}")
             failures += 1
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    times = interleave(runs, budget=options.budget, rounds=bench.rounds)
+    with machine.Others() as others:
+        times = interleave(runs, budget=options.budget, rounds=bench.rounds)
+    if others.cpus > machine.QUIET:
+        notes.append(f"other processes kept {others.cpus:.1f} CPUs busy: not a quiet machine, ratios are off")
     rows = [row(bench, shape, provider, runs[provider], spent, date) for provider, spent in times.items()]
+    for line in rows:
+        line["others"] = f"{others.cpus:.2f}"
     if not options.no_memory:
         runs.clear()  # so that the children have the memory to themselves
         del problem
@@ -131,11 +136,12 @@ def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[st
     for goal in bench.goals:
         if shape in bench.shapes and goal.applies(shape):
             figures = {line["provider"]: float(line[goal.metric] or 0) for line in rows}
-            verdict = goal.verdict(figures, machine.has_bf16())
+            verdict, wanted = goal.verdict(figures, machine.has_bf16()), goal.words(machine.has_bf16())
             if verdict is None:
-                lines.append(f"  goal against {', '.join(goal.against)}: not measured")
+                lines.append(f"  goal {wanted}, {goal.metric}: not measured")
             else:
-                lines.append(f"  goal {verdict[1]}: measured {verdict[0]:.2f}, {'met' if verdict[2] else 'MISSED'}")
+                met = "met" if verdict.met else "MISSED"
+                lines.append(f"  goal {wanted}, {goal.metric} of {verdict.rival}: {verdict.ratio:.2f}, {met}")
     return "\n".join(lines)
 
 

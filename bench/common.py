@@ -64,23 +64,31 @@ class Goal(NamedTuple):
     def applies(self, shape: Shape) -> bool:
         return all(str(shape.get(name)) == str(value) for name, value in self.only.items())
 
+    def words(self, bf16: bool) -> str:
+        return f"≥ {self.faster:g} × faster" if self.faster is not None else f"≤ {self.limit(bf16):g} of it"
+
     def limit(self, bf16: bool) -> float | None:
         return self.within if bf16 or self.elsewhere is None else self.elsewhere
 
-    def verdict(self, figures: Mapping[str, float], bf16: bool) -> tuple[float, str, bool] | None:
-        """The measured ratio, the goal in words, and whether it is met; None where a side is missing.
-
-        `figures` holds the metric of every provider that ran."""
+    def verdict(self, figures: Mapping[str, float], bf16: bool) -> "Verdict | None":
+        """None where a side is missing. `figures` holds the metric of every provider that ran."""
         rivals = {name: figures[name] for name in self.against if figures.get(name)}
         if not rivals or not figures.get(self.ours):
             return None
         best = min(rivals, key=lambda name: rivals[name])
         if self.faster is not None:
             ratio = rivals[best] / figures[self.ours]
-            return ratio, f">= {self.faster:g} x {best}", ratio >= self.faster
-        limit = self.limit(bf16)
-        ratio = figures[self.ours] / rivals[best]
-        return ratio, f"<= {limit:g} of {best}", limit is not None and ratio <= limit
+            return Verdict(ratio, best, ratio >= self.faster)
+        ratio, limit = figures[self.ours] / rivals[best], self.limit(bf16)
+        return Verdict(ratio, best, limit is not None and ratio <= limit)
+
+
+class Verdict(NamedTuple):
+    ratio: float
+    """Rival / ours for a `faster` goal, ours / rival for a `within` goal."""
+    rival: str
+    """The fastest, or smallest, of those that ran."""
+    met: bool
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """What a measurement ran on: the CPU's model, its instruction sets, threads, versions, commit. No host names."""
 
+import math
 import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ from saekern.version import __version__
 
 # The sets that choose a code path here or in oneDNN; the full list of a modern CPU has a hundred entries.
 NOTED_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+QUIET = 0.15  # CPUs that others may keep busy before a run counts as disturbed
 
 
 def cpu_model() -> str:
@@ -41,12 +45,37 @@ def facts() -> dict[str, str]:
         "device": cpu_model(),
         "instruction_sets": " ".join(instruction_sets()),
         "threads": str(torch.get_num_threads()),
-        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",
         "saekern": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
     }
+
+
+class Others:
+    """CPUs that other processes kept busy while the `with` block ran: `others.cpus`, NaN where it cannot be told.
+
+    On a busy machine ratios lie too: libraries whose threads wait by spinning (OpenMP) lose far more than ours."""
+
+    cpus = math.nan
+
+    def __enter__(self) -> "Others":
+        self._start = _busy_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        busy, own, wall = (after - before for after, before in zip(_busy_seconds(), self._start, strict=True))
+        self.cpus = max(0.0, busy - own) / wall
+
+
+def _busy_seconds() -> tuple[float, float, float]:
+    """All processes, this one, and the clock."""
+    own, clock = time.process_time(), time.perf_counter()
+    if not Path("/proc/stat").exists():
+        return math.nan, own, clock
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own, clock
 
 
 def commit() -> str:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saekern.bench.common import Absent
+from saekern.bench.common import Absent, WrongAnswer
 from saekern.bench.problems import SAEProblem
 
 LR = 1e-4
@@ -46,6 +46,8 @@ class Adapter:
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Of the two weight matrices, [F, D] each."""
         grad_enc, grad_dec = self.encoder.grad, self.decoder.grad
+        if grad_enc is None or grad_dec is None:
+            raise WrongAnswer("a weight matrix got no gradient")
         return grad_enc.T if self.encoder_transposed else grad_enc, grad_dec.T if self.decoder_transposed else grad_dec
 
 

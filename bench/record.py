@@ -23,7 +23,7 @@ COLUMNS = (
     "device",
     "instruction_sets",
     "threads",
-    "load",  # one-minute load average before the run: above 0.5 the machine was not quiet
+    "others",  # CPUs that other processes kept busy meanwhile
     "saekern",
     "torch",
     "python",

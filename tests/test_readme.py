@@ -39,5 +39,5 @@ def test_links_lead_somewhere():
 
 
 def test_results_region_is_marked():
-    """`bench/plot.py` writes the table between these two lines."""
+    """`bench/table.py` writes the table between these two lines."""
     assert re.search(r"^<!-- results:begin -->\n.*?^<!-- results:end -->$", README, re.DOTALL | re.MULTILINE)

@@ -1,0 +1,72 @@
+"""The README's table comes from CSV alone."""
+
+from pathlib import Path
+
+import pytest
+
+from saekern.bench import record, table
+from saekern.bench.common import Bench, Goal
+
+BENCH = Bench(
+    "decode", "forward", ({"B": 8, "F": 16},), ({"B": 1, "F": 2},), (), None, None, (Goal(("bag",), faster=5),)
+)
+
+
+def row(**changes: str) -> dict[str, str]:
+    made = dict.fromkeys(record.COLUMNS, "")
+    made |= {"date": "2026-01-02T03:04:05Z", "op": "decode", "mode": "forward", "shape": "B=8 F=16", "others": "0.01"}
+    made |= {"device": "CPU 1", "instruction_sets": "avx2", "threads": "2", "torch": "2.13.0", "provider": "saekern"}
+    return made | {"median_ms": "2.0"} | changes
+
+
+def test_a_goal_is_one_line():
+    text = table.render([row(), row(provider="bag", median_ms="11.0")], [BENCH])
+    assert text.splitlines()[0] == "CPU 1 (avx2), 2 threads, torch 2.13.0, 2026-01-02:"
+    assert "| `decode` forward | B=8 F=16 | 2 ms | bag, 11 ms | 5.50 × | ≥ 5 × faster | met |" in text
+
+
+def test_only_the_last_run_counts():
+    """Rows of two runs never meet in one ratio. Planted: all rows of a shape in one dictionary; caught."""
+    old = [row(), row(provider="bag", median_ms="11.0")]
+    new = [
+        row(date="2026-02-02T03:04:05Z", median_ms="4.0"),
+        row(date="2026-02-02T03:04:05Z", provider="bag", median_ms="8"),
+    ]
+    assert "2.00 × | ≥ 5 × faster | missed |" in table.render(old + new, [BENCH])
+    assert "2.00 ×" in table.render(new + old, [BENCH])
+    assert table.render([*old, new[0]], [BENCH]) == "Not yet measured."
+
+
+def test_small_shapes_and_disturbed_runs():
+    assert table.render([row(shape="B=1 F=2"), row(shape="B=1 F=2", provider="bag")], [BENCH]) == "Not yet measured."
+    text = table.render([row(others="1.5"), row(provider="bag", others="1.5", median_ms="11")], [BENCH])
+    assert "met, disturbed: others used 1.5 CPUs |" in text
+
+
+def test_readme_is_rewritten_between_the_marks(tmp_path: Path):
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text("# a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n")
+    real = {"op": "row_topk", "shape": "B=2048 F=16384 K=32"}
+    record.append(results / "cpu.csv", [row(**real), row(**real, provider="torch", median_ms="11.0")])
+    arguments = ["--readme", str(readme), "--results", str(results)]
+    assert table.main([*arguments, "--check"]) == 1
+    assert table.main(arguments) == 0
+    assert table.main([*arguments, "--check"]) == 0
+    text = readme.read_text()
+    assert text.startswith("# a\n<!-- results:begin -->\nCPU 1 (avx2)")
+    assert "| torch, 11 ms | 5.50 × | ≥ 5 × faster | met |\n<!-- results:end -->\nb\n" in text
+
+
+def test_missing_marks_are_an_error():
+    with pytest.raises(ValueError, match="expected the lines <!-- results:begin -->"):
+        table.replace_between("# a", "x")
+
+
+def test_pictures_come_from_csv(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    from saekern.bench import plot
+
+    rows = [row(p20_ms="1.9", p80_ms="2.2"), row(provider="gemm MKL", median_ms="3.0", p20_ms="3", p80_ms="3")]
+    record.append(tmp_path / "cpu.csv", rows)
+    assert plot.main(["--results", str(tmp_path), "--out", str(tmp_path / "plots")]) == 0
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["decode-forward-B-8-F-16-2.png"]
