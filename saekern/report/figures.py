@@ -221,8 +221,8 @@ def distance(results: Results, ax: "Axes") -> tuple[str, str]:
         ax.annotate("", (end, row), (start, row), arrowprops={"arrowstyle": "-|>", "color": BLUE, "lw": 2})
         ax.plot(start, row, "o", ms=9, mfc="none", mec=GREY, mew=2)
         ax.plot(end, row, "o", ms=9, color=BLUE)
-        ax.text(start, row - 0.16, f"D(0) = {start:.3f}", ha="center")
-        ax.text(end, row - 0.16, f"D(end) = {end:.3f}", ha="center")
+        ax.text(start, row + 0.2, f"D(0) = {start:.3f}", ha="center", va="center")  # below: the two may be close
+        ax.text(end, row - 0.2, f"D(end) = {end:.3f}", ha="center", va="center")
     ax.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - 0.5, -0.6), xlim=(-0.08, 1.08))
     ax.set_xlabel("mean cosine distance between matched latents")
     caption = (
