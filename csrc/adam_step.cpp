@@ -15,7 +15,7 @@ struct Factors {
   float root_correction, eps, size;    // 1/√(1 − β₂ᵗ), eps, lr/(1 − β₁ᵗ)
 };
 
-inline float dot(const float* a, const float* b, int64_t width) {
+SAEKERN_INLINE float dot(const float* a, const float* b, int64_t width) {
   Lanes total = {};
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) total += lanes(a + d) * lanes(b + d);

@@ -10,10 +10,10 @@
 namespace saekern {
 namespace {
 
-// out += Σ_j v[j] w[j] for N rows at once: the sum is loaded and stored once for N reads of weight. `ahead` are the rows
-// of the next group: the hardware does not foresee a gather.
+// out += Σ_j v[j] w[j] for N rows at once: the sum is loaded and stored once for N reads of weight. `ahead` are the
+// rows of the next group: the hardware does not foresee a gather.
 template <int N>
-inline void accumulate(const float* const* w, const float* v, const float* const* ahead, int64_t width, float* out) {
+SAEKERN_INLINE void accumulate(const float* const* w, const float* v, const float* const* ahead, int64_t width, float* out) {
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
     Lanes total = lanes(out + d);

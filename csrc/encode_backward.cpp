@@ -17,9 +17,9 @@ void encode_backward(const EncodeBackward& job, int threads) {
     decode(codes, job.weight, job.width, nullptr, threads, job.dx);
   }
   if (job.dweight)
-    segment_gradients({job.order, masked.get(), job.x, job.pre_bias, nullptr, nullptr, latents, job.width, job.dweight,
-                       nullptr},
-                      threads);
+    segment_gradients(
+        {job.order, masked.get(), job.x, job.pre_bias, nullptr, nullptr, latents, job.width, job.dweight, nullptr},
+        threads);
   if (!job.dbias && !job.dpre_bias) return;
   std::unique_ptr<float[]> own;
   float* dbias = job.dbias;

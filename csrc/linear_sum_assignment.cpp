@@ -39,12 +39,9 @@ Matching solve(const Lines<T>& lines, int threads) {
   std::unique_ptr<LineSearch<T>> by_line;
   for (int64_t i = 0; i < lines.count(); ++i) {
     if (matching.column_of[i] >= 0) continue;
-    if (!by_line && candidates.exhausted()) by_line = std::make_unique<LineSearch<T>>(lines, matching);
-    if (by_line) {
-      by_line->augment(static_cast<int32_t>(i));
-    } else {
-      by_list.augment(static_cast<int32_t>(i));
-    }
+    if (!by_line && by_list.augment(static_cast<int32_t>(i))) continue;
+    if (!by_line) by_line = std::make_unique<LineSearch<T>>(lines, matching);
+    by_line->augment(static_cast<int32_t>(i));
   }
   return matching;
 }

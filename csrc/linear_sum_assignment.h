@@ -22,8 +22,8 @@ struct CostMatrix {
 // assignment[i] = the column given to row i, -1 for a row left over (rows > columns). +inf forbids a pair.
 // Throws std::invalid_argument on NaN, on -inf, and when no assignment avoids the forbidden pairs (with maximize, read
 // the signs the other way round). Of several optimal answers it returns one, the identity for a constant matrix.
-// Prices and path lengths are double, costs are never rounded. Extra memory: rows * 32 candidates, no copy of data.
-// `threads` divides the first pass over the matrix; the answer does not depend on it.
+// Prices and path lengths are double, costs are never rounded. Extra memory: 32 to 512 candidates a line, no copy of
+// data. `threads` divides the first pass over the matrix; the answer does not depend on it.
 template <typename T>
 void linear_sum_assignment(const CostMatrix<T>& cost, int threads, int64_t* assignment);
 

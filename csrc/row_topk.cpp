@@ -1,7 +1,6 @@
 #include "row_topk.h"
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -21,8 +20,8 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The group-max bound: if a row is cut into groups and the k-th largest group maximum is t, then k elements are ≥ t, so
-// every top-k element is ≥ t. One pass for the maxima, one over the groups whose maximum reaches t; about k + 10 %
-// elements are left to sort. A group is lane j of `stride` 16-lane vectors, so that no maximum crosses lanes.
+// every top-k element is ≥ t. One pass for the maxima, one over the blocks with a maximum that reaches t; about k + 10
+// % elements are left to sort. A group is lane j of `stride` 16-lane vectors, so that no maximum crosses lanes.
 struct Scan {
   // maxima[16 g + j] over elements 16 (g·stride + i) + j, i < stride; NaN counts as +infinity. Returns their number.
   static int64_t maxima(const float* row, int64_t n, int64_t stride, float* out) {
@@ -92,33 +91,46 @@ struct Scan512 {
 
 #endif
 
+SAEKERN_CLONES void raise(float* best, const float* values, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) best[j] = values[j] > best[j] ? values[j] : best[j];
+}
+
+SAEKERN_CLONES bool any_reaches(const float* values, float threshold) {
+  int32_t count = 0;
+  for (int64_t j = 0; j < kLanes; ++j) count += values[j] >= threshold;
+  return count > 0;
+}
+
+struct Workspace {
+  std::vector<float> maxima, folded;
+  std::vector<uint64_t> keys;
+};
+
 template <typename Scanner>
-void one_row(const float* row, int64_t n, int64_t k, float* values, int64_t* indices, std::vector<float>& maxima,
-             std::vector<float>& sorted, std::vector<uint64_t>& keys) {
-  // Four times as many groups as k: fewer make the bound loose, more cost their own selection.
-  const int64_t stride = std::max<int64_t>(1, std::min<int64_t>(32, n / (4 * k)));
-  maxima.resize((n / (stride * kLanes) + 1) * kLanes);
-  const int64_t groups = Scanner::maxima(row, n, stride, maxima.data());
-  float threshold = -kInfinity;
-  if (groups >= k) {
-    sorted.assign(maxima.begin(), maxima.begin() + groups);
-    std::nth_element(sorted.begin(), sorted.begin() + k - 1, sorted.begin() + groups, std::greater<float>());
-    threshold = sorted[k - 1];
+void one_row(const float* row, int64_t n, int64_t k, float* values, int64_t* indices, Workspace& work) {
+  // Small blocks, so that few elements are looked at twice; not so small that their maxima cost more than they save.
+  const int64_t stride = std::max<int64_t>(1, std::min<int64_t>(32, n / 2048)), span = stride * kLanes;
+  work.maxima.resize((n / span + 1) * kLanes);
+  const int64_t groups = Scanner::maxima(row, n, stride, work.maxima.data());
+  // The bound needs no more than 8 k groups: unite the maxima before ranking them.
+  const int64_t united = std::min(groups, (8 * k + kLanes - 1) / kLanes * kLanes);
+  work.folded.assign(work.maxima.begin(), work.maxima.begin() + united);
+  for (int64_t g = united; g < groups; g += united) {
+    raise(work.folded.data(), work.maxima.data() + g, std::min(united, groups - g));
   }
-  const int64_t span = stride * kLanes;
+  const float threshold = kth_largest_bound(work.folded.data(), united, k);
   int64_t count = 0;
   for (int64_t begin = 0, g = 0; begin < n; begin += span, g += kLanes) {
-    const bool reached =
-        std::any_of(maxima.begin() + g, maxima.begin() + g + kLanes, [threshold](float m) { return m >= threshold; });
-    if (!reached) continue;
-    if (static_cast<int64_t>(keys.size()) < count + span) keys.resize(2 * (count + span));
-    count += Scanner::append(row, begin, std::min(n, begin + span), threshold, keys.data() + count);
+    if (!any_reaches(work.maxima.data() + g, threshold)) continue;
+    if (static_cast<int64_t>(work.keys.size()) < count + span) work.keys.resize(2 * (count + span));
+    count += Scanner::append(row, begin, std::min(n, begin + span), threshold, work.keys.data() + count);
   }
-  std::nth_element(keys.begin(), keys.begin() + k - 1, keys.begin() + count);
-  std::sort(keys.begin(), keys.begin() + k);
+  const auto first = work.keys.begin();
+  std::nth_element(first, first + k - 1, first + count);
+  std::sort(first, first + k);
   for (int64_t i = 0; i < k; ++i) {
-    values[i] = key_score(keys[i]);
-    indices[i] = key_index(keys[i]);
+    values[i] = key_score(work.keys[i]);
+    indices[i] = key_index(work.keys[i]);
   }
 }
 
@@ -133,10 +145,9 @@ void row_topk(const float* scores, int64_t rows, int64_t columns, int64_t k, flo
   (void)isa;
   constexpr int64_t kChunk = 8;  // rows a task
   parallel_for((rows + kChunk - 1) / kChunk, threads, [&](int64_t task, int) {
-    std::vector<float> maxima, sorted;
-    std::vector<uint64_t> keys;
+    Workspace work;
     for (int64_t r = task * kChunk; r < std::min(rows, (task + 1) * kChunk); ++r) {
-      row(scores + r * columns, columns, k, values + r * k, indices + r * k, maxima, sorted, keys);
+      row(scores + r * columns, columns, k, values + r * k, indices + r * k, work);
     }
   });
 }

@@ -57,44 +57,52 @@ Plan plan_tasks(const SegmentGradients& job) {
   return plan;
 }
 
-// N codes of one latent: row_sum (=, or += unless `start`) Σ_j c[j] (y[j] − shift) and dot[j] = ⟨y[j], w⟩. Null
-// pointers switch parts off; the compiler hoists those tests out of the loops.
-template <int N>
-inline void walk(const float* const* y, const float* c, const float* const* ahead, const float* shift, const float* w,
-                 int64_t width, bool start, float* row_sum, float* dot) {
-  Lanes dots[N] = {};
-  float rest[N] = {};
+enum Parts { kRowSums = 1, kDots = 2, kShift = 4 };
+
+// N codes of one latent: row_sum (=, or += unless `start`) Σ_j c[j] (y[j] − shift) and dot[j] = ⟨y[j], w⟩, as far as
+// `kParts` asks for them.
+template <int kParts, int N>
+SAEKERN_INLINE void walk(const float* const* y, const float* c, const float* const* ahead, const float* shift, const float* w,
+                         const float* w_ahead, int64_t width, bool start, float* row_sum, float* dot) {
+  Lanes even[N] = {}, odd[N] = {};  // two sums for each dot: one would wait four cycles for every addition
   int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) {
-    Lanes total = {};
-    if (row_sum && !start) total = lanes(row_sum + d);
+  for (; d + 2 * kLanes <= width; d += 2 * kLanes) {
+    Lanes low = {}, high = {};
+    if ((kParts & kRowSums) && !start) low = lanes(row_sum + d), high = lanes(row_sum + d + kLanes);
     for (int j = 0; j < N; ++j) {
-      const Lanes row = lanes(y[j] + d);
+      Lanes left = lanes(y[j] + d), right = lanes(y[j] + d + kLanes);
       prefetch(ahead[j] + d);
-      if (row_sum) total += c[j] * (shift ? row - lanes(shift + d) : row);
-      if (dot) dots[j] += row * lanes(w + d);
+      prefetch(ahead[j] + d + kLanes);
+      if (kParts & kDots) even[j] += left * lanes(w + d), odd[j] += right * lanes(w + d + kLanes);
+      if (kParts & kShift) left -= lanes(shift + d), right -= lanes(shift + d + kLanes);
+      if (kParts & kRowSums) low += c[j] * left, high += c[j] * right;
     }
-    if (row_sum) lanes(row_sum + d) = total;
+    if (kParts & kDots) prefetch(w_ahead + d), prefetch(w_ahead + d + kLanes);
+    if (kParts & kRowSums) lanes(row_sum + d) = low, lanes(row_sum + d + kLanes) = high;
   }
+  float rest[N] = {};
   for (; d < width; ++d) {
-    float total = row_sum && !start ? row_sum[d] : 0.0f;
+    float total = (kParts & kRowSums) && !start ? row_sum[d] : 0.0f;
     for (int j = 0; j < N; ++j) {
-      if (row_sum) total += c[j] * (shift ? y[j][d] - shift[d] : y[j][d]);
-      if (dot) rest[j] += y[j][d] * w[d];
+      if (kParts & kDots) rest[j] += y[j][d] * w[d];
+      if (kParts & kRowSums) total += c[j] * ((kParts & kShift) ? y[j][d] - shift[d] : y[j][d]);
     }
-    if (row_sum) row_sum[d] = total;
+    if (kParts & kRowSums) row_sum[d] = total;
   }
-  if (dot)
-    for (int j = 0; j < N; ++j) dot[j] = sum(dots[j]) + rest[j];
+  if (kParts & kDots)
+    for (int j = 0; j < N; ++j) {
+      even[j] += odd[j];
+      dot[j] = sum(even[j]) + rest[j];
+    }
 }
 
-SAEKERN_CLONES void walk_segment(const SegmentGradients& job, const float* w, int64_t begin, int64_t end,
-                                 float* row_sum) {
+template <int kParts>
+SAEKERN_INLINE void walk_segment(const SegmentGradients& job, const float* w, const float* w_ahead, int64_t begin, int64_t end, float* row_sum) {
   const int32_t* entries = job.order.entries();
   const int64_t last = job.order.segments()[job.order.latents()] - 1;
   const auto row = [&](int64_t p) { return job.rows + job.order.row_of(entries[std::min(p, last)]) * job.width; };
-  if (begin == end && row_sum) std::fill(row_sum, row_sum + job.width, 0.0f);
-  constexpr int kGroup = 4;
+  if (begin == end && (kParts & kRowSums)) std::fill(row_sum, row_sum + job.width, 0.0f);
+  constexpr int kGroup = 2, kAhead = 2;
   int64_t p = begin;
   for (int taken; p < end; p += taken) {
     taken = p + kGroup <= end ? kGroup : 1;
@@ -102,17 +110,28 @@ SAEKERN_CLONES void walk_segment(const SegmentGradients& job, const float* w, in
     float c[kGroup] = {}, dot[kGroup];
     for (int j = 0; j < taken; ++j) {
       y[j] = row(p + j);
-      ahead[j] = row(p + taken + j);
-      if (row_sum) c[j] = job.coefficients[entries[p + j]];
+      ahead[j] = row(p + kAhead + j);
+      if (kParts & kRowSums) c[j] = job.coefficients[entries[p + j]];
     }
-    float* dots = job.dots ? dot : nullptr;
     if (taken == kGroup)
-      walk<kGroup>(y, c, ahead, job.shift, w, job.width, p == begin, row_sum, dots);
+      walk<kParts, kGroup>(y, c, ahead, job.shift, w, w_ahead, job.width, p == begin, row_sum, dot);
     else
-      walk<1>(y, c, ahead, job.shift, w, job.width, p == begin, row_sum, dots);
-    if (dots)
+      walk<kParts, 1>(y, c, ahead, job.shift, w, w_ahead, job.width, p == begin, row_sum, dot);
+    if (kParts & kDots)
       for (int j = 0; j < taken; ++j) job.dots[entries[p + j]] = dot[j];
   }
+}
+
+SAEKERN_CLONES void walk_segment(const SegmentGradients& job, const float* w, const float* w_ahead, int64_t begin, int64_t end,
+                                 float* row_sum) {
+  if (job.shift)
+    walk_segment<kRowSums | kShift>(job, w, w_ahead, begin, end, row_sum);
+  else if (!job.dots)
+    walk_segment<kRowSums>(job, w, w_ahead, begin, end, row_sum);
+  else if (!row_sum)
+    walk_segment<kDots>(job, w, w_ahead, begin, end, row_sum);
+  else
+    walk_segment<kRowSums | kDots>(job, w, w_ahead, begin, end, row_sum);
 }
 
 void run(const SegmentGradients& job, const Task& task, float* partials) {
@@ -120,12 +139,15 @@ void run(const SegmentGradients& job, const Task& task, float* partials) {
   for (int64_t m = task.first; m < task.last; ++m) {
     const int64_t f = job.listed ? job.listed[m] : m;
     const float* w = job.dots ? job.weight + f * job.width : nullptr;
+    int64_t next = f + 1;
+    while (next < job.order.latents() - 1 && segments[next] == segments[next + 1]) ++next;
+    const float* w_ahead = job.dots ? job.weight + std::min(next, job.order.latents() - 1) * job.width : nullptr;
     float* row_sum = job.row_sums ? job.row_sums + m * job.width : nullptr;
     if (task.begin < 0) {
-      walk_segment(job, w, segments[f], segments[f + 1], row_sum);
+      walk_segment(job, w, w_ahead, segments[f], segments[f + 1], row_sum);
     } else {
       if (row_sum && task.partial >= 0) row_sum = partials + task.partial * job.width;
-      walk_segment(job, w, task.begin, task.end, row_sum);
+      walk_segment(job, w, w, task.begin, task.end, row_sum);
     }
   }
 }

@@ -10,7 +10,6 @@
 
 namespace saekern {
 
-
 // The approximate score of latent f is within  constant + row_norm · norm[f] + row_rounded · residual[f]  of the score.
 struct Slack {
   float constant = 0, row_norm = 0, row_rounded = 0;

@@ -35,7 +35,7 @@ DenseCandidates<T>::DenseCandidates(const Lines<T>& lines, int threads)
     : lines_(lines), lists_(lines.count()), line_(lines.length()), reduced_(lines.length()) {
   const int64_t n = lines.count(), length = lines.length(), listed = std::min(kListed, length);
   entries_.resize(n * listed);
-  room_ = entries_.size() * 16;
+  room_ = 16 * entries_.size();
 
   struct Workspace {
     std::vector<T> copy;
@@ -79,7 +79,6 @@ void DenseCandidates<T>::extend(int64_t line, const std::vector<double>& prices)
   list.first = static_cast<int64_t>(entries_.size());
   list.count = static_cast<int64_t>(chosen_.size());
   for (const Choice<double>& c : chosen_) entries_.push_back({cost[c.index], round_down(c.value, T()), c.index});
-  ++extensions_;
 }
 
 template class DenseCandidates<float>;

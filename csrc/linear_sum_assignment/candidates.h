@@ -34,17 +34,17 @@ class DenseCandidates {
   // Lists twice as many columns of a line at the present prices [length].
   void extend(int64_t line, const std::vector<double>& prices);
 
+  // True once the lists hold 16 times what they began with: memory stays O(lines), whatever the matrix.
+  bool full() const { return entries_.size() > room_; }
+
   const List& list(int64_t line) const { return lists_[line]; }
   const Candidate<T>* entries(const List& list) const { return entries_.data() + list.first; }
-  // True once lists have grown so long that reading whole lines is cheaper: the caller should stop using them.
-  bool exhausted() const { return extensions_ > 4 * lines_.count() || entries_.size() > room_; }
 
  private:
   const Lines<T>& lines_;
   std::vector<List> lists_;  // [lines]
   std::vector<Candidate<T>> entries_;
   size_t room_ = 0;
-  int64_t extensions_ = 0;
   std::vector<T> line_;          // [length] scratch
   std::vector<double> reduced_;  // [length] scratch
   Selector<double> selector_;

@@ -15,7 +15,9 @@ template <class Candidates>
 class ListSearch {
  public:
   ListSearch(Candidates& candidates, Matching& matching);
-  void augment(int32_t root);  // matches `root`; throws Infeasible
+  // Matches `root`; throws Infeasible. False, with the matching as it was, when whole lines would have been cheaper so
+  // far or the lists are full: LineSearch should go on from there.
+  bool augment(int32_t root);
 
  private:
   struct Event {
@@ -23,6 +25,7 @@ class ListSearch {
     int32_t what;  // a column, or ~line for the unlisted columns of a line
   };
 
+  bool pays() const;
   void scan(int32_t line);
   void push(double distance, int32_t what);
   Event pop();
@@ -38,6 +41,7 @@ class ListSearch {
   std::vector<Reached> reached_;  // in ascending distance
   double best_ = 0;
   int32_t sink_ = -1;
+  int64_t scans_ = 0, entries_seen_ = 0, extensions_ = 0;
 };
 
 // Dijkstra over whole lines, O(columns) a step: for inputs on which lists do not pay.

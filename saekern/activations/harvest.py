@@ -1,5 +1,6 @@
 """From a language model and a hook to a cache of rows: shard by shard, resumable after a kill at any moment."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -111,10 +112,8 @@ def activations(model: Any, hook: str, tokens: Tensor) -> Tensor:
         seen.append(activation.detach())
         raise _Captured
 
-    try:
+    with contextlib.suppress(_Captured):
         model.run_with_hooks(tokens.to(model.cfg.device), return_type=None, fwd_hooks=[(hook, capture)])
-    except _Captured:
-        pass
     if not seen:
         raise ValueError(f"hook: {hook!r} was not reached in the forward pass")
     if seen[0].shape[:2] != tokens.shape:
@@ -146,7 +145,6 @@ def _plan(
         "context": sequences.shape[1],
         "exclude_bos": exclude_bos,
         "excluded_tokens": sorted(exclude_tokens),
-        "bos": exclude_bos or len(sequences) > 1 and bool((sequences[:, 0] == sequences[0, 0]).all()),
         "text": "bytes" if model.cfg.model_name == TINY_NAME else "vocabulary" if tokenizer is not None else None,
     }
     kept = kept_positions(sequences, manifest).sum(1)

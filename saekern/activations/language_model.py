@@ -72,8 +72,8 @@ def _bridge() -> Any:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name == "transformer_lens":
-        return "language models need TransformerLens: pip install 'saekern[lens]'"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("transformer_lens"):
+        return "language models need TransformerLens 3.9 or newer: pip install 'saekern[lens]'"
     if "torchvision" in str(error) or "PreTrainedModel" in str(error):
         return (
             f"TransformerLens cannot be imported ({error}). An installed torchvision does not fit this PyTorch;"

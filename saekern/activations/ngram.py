@@ -8,9 +8,9 @@ _Counts = tuple[np.ndarray, np.ndarray]  # sorted distinct keys, and a count for
 def ngram_bits_per_byte(train: list[bytes], heldout: list[bytes], order: int = 4) -> float:
     """−mean log₂ P(byte | the order−1 bytes before it) over the held-out bytes, in bits.
 
-    P_n(w|h) = (c(h,w) + T(h) P_{n−1}(w|h′)) / (c(h) + T(h)), where T(h) counts the distinct bytes seen after h, h′ drops
-    the oldest byte of h, and P_0 = 1/256 (Witten and Bell 1991). Contexts do not cross files; a file starts after
-    zeros.
+    P_n(w|h) = (c(h,w) + T(h) P_{n−1}(w|h′)) / (c(h) + T(h)), where T(h) counts the distinct bytes seen after h, h′
+    drops the oldest byte of h, and P_0 = 1/256 (Witten and Bell 1991). Contexts do not cross files; a file starts
+    after zeros.
     """
     if not 1 <= order <= 7:  # the key of order + 1 bytes must fit an int64
         raise ValueError(f"order: expected 1 to 7, got {order}")

@@ -1,7 +1,9 @@
 """Text that every Python installation has: the standard library's own source files, as bytes, split by file."""
 
 import hashlib
+import os
 import sysconfig
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -30,16 +32,22 @@ def python_source_files(split: str) -> list[tuple[str, bytes]]:
 def _read_files(split: str) -> list[tuple[str, bytes]]:
     root = Path(sysconfig.get_path("stdlib"))
     files = []
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(_walk(root)):
         relative = path.relative_to(root)
-        if _SKIPPED_FOLDERS.intersection(relative.parts) or path.name.startswith("_sysconfigdata"):
-            continue
         held_out = hashlib.sha256(relative.as_posix().encode()).digest()[0] % 10 == 0
         if held_out == (split == "heldout"):
             files.append((relative.as_posix(), path.read_bytes().replace(b"\0", b"")))
     if not files:
         raise FileNotFoundError(f"no Python source files below {root}: install the standard library's sources")
     return files
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]  # not descended into
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                yield Path(folder, name)
 
 
 def python_source_sequences(split: str, context: int, count: int, seed: int) -> Tensor:

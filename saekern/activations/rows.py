@@ -138,5 +138,8 @@ def _map_safetensors(path: Path, key: str | None) -> Tensor:
 def _check_indices(indices: Tensor, count: int) -> None:
     if indices.dtype != torch.int64 or indices.dim() != 1:
         raise ValueError(f"indices: expected int64 [n], got {indices.dtype} {list(indices.shape)}")
-    if indices.numel() and not (0 <= int(indices.min()) and int(indices.max()) < count):
-        raise IndexError(f"indices: expected 0 to {count - 1}, got {int(indices.min())} to {int(indices.max())}")
+    if indices.numel() == 0:
+        return
+    smallest, largest = int(indices.min()), int(indices.max())
+    if smallest < 0 or largest >= count:
+        raise IndexError(f"indices: expected 0 to {count - 1}, got {smallest} to {largest}")

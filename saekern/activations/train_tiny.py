@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from saekern.activations.ngram import ngram_bits_per_byte
@@ -204,7 +204,7 @@ def freeze(out: Path, recipe: dict) -> None:
     train_files, heldout = python_source_files("train"), python_source_files("heldout")
     model = TinyTransformer(TinyConfig())
     model.load_state_dict(torch.load(out / "checkpoint.pt", weights_only=True)["model"])
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors")
+    (out / "model.safetensors").write_bytes(save({name: t.contiguous() for name, t in model.state_dict().items()}))
     model.load_state_dict(load_file(out / "model.safetensors"))
     record = {
         "format": "saekern-tiny-model",

@@ -1,4 +1,4 @@
-"""`saekern COMMAND`: each command is a few lines over the library. What is not needed for the command is not imported."""
+"""`saekern COMMAND`: each command is a few lines over the library, and imports only what it needs."""
 
 import argparse
 import logging

@@ -26,9 +26,7 @@ def run(options: argparse.Namespace) -> int:
     null = stability.random_null(shapes, draws=1, threshold=options.threshold, epsilon=options.epsilon)
     summary, chance = result.to_json(), null.to_json()
     shares = summary["all"]
-    print(
-        f"{len(shapes)} dictionaries, θ = {options.threshold:g}, ε = {options.epsilon:g}; dead latents are not known here"
-    )
+    print(f"{len(shapes)} dictionaries, θ = {options.threshold:g}, ε = {options.epsilon:g}; dead latents are not known")
     print(f"stable {shares['stable']:.1%}, unstable {shares['unstable']:.1%}, mean p {shares['mean_probability']:.4f}")
     print(f"random dictionaries of these sizes: mean p {chance['match_rate']['mean']:.4f}")
     if result.note:

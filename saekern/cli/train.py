@@ -35,7 +35,6 @@ def run(options: argparse.Namespace) -> int:
     result = train(sae, rows, config, out=options.out, progress=progress, logger=options.logger)
     if result.log and not options.quiet:
         last = result.log[-1]
-        print(
-            f"{options.out}: {last['rows']:,} rows, EV {last['ev']:.4f}, L0 {last['l0']:.1f}, {last['dead']} dead latents"
-        )
+        quality = f"EV {last['ev']:.4f}, L0 {last['l0']:.1f}, dead latents {last['dead']}"
+        print(f"{options.out}: {last['rows']:,} rows, {quality}")
     return 0

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class AllPairs:
     """The pairs of S dictionaries, matched when they are iterated over, never kept: what a `PairStore` is filled from.
 
-    Items of `dictionaries` are fetched when they are needed, S (S+1)/2 times in all, so that a lazy sequence that loads
-    from disk keeps two dictionaries in memory.
+    Items of `dictionaries` are fetched when needed, about S²/2 + 2 S times in all, so that a lazy sequence that
+    loads from disk keeps two dictionaries in memory.
 
     Raises:
         TypeError, ValueError: fewer than two dictionaries, different widths, masks that do not fit, unknown method.

@@ -68,7 +68,7 @@ class PairStore:
         missing = [path for i, j in store.positions() if not (path := pair_path(folder, i, j)).exists()]
         if missing:
             raise FileNotFoundError(
-                f"{missing[0]}: {len(missing)} of {len(store)} pairs are missing; run match_all on the same store again"
+                f"{missing[0]}: one of {len(missing)} missing pairs of {len(store)}; match_all on this store makes them"
             )
         return store
 
@@ -146,8 +146,8 @@ def read_manifest(folder: Path) -> dict:
 def write_pair(folder: Path, pair: Pair, live_a: Tensor, live_b: Tensor, key: str) -> None:
     tensors = {"a_index": pair.forward.index, "a_cosine": pair.forward.cosine, "a_live": live_a}
     tensors |= {"b_index": pair.backward.index, "b_cosine": pair.backward.cosine, "b_live": live_b}
-    metadata = {"format": FORMAT, "version": str(VERSION), "key": key}
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    # One entry only: safetensors writes several in random order, and the same pairs should be the same bytes.
+    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"key": key})
     write_atomic(pair_path(folder, pair.i, pair.j), data)
 
 

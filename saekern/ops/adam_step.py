@@ -70,7 +70,7 @@ def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project,
     tensors = (param, grad, exp_avg, exp_avg_sq)
     if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
         tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy, the step is elementwise
-    arrays = [library.on_cpu(t) for t in tensors]
+    arrays = [library.array(t) for t in tensors]
     _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, torch.get_num_threads())
     for tensor, array in zip(tensors, arrays, strict=True):
         if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:

@@ -112,7 +112,7 @@ def _cpu(values, indices, weight, bias, offsets, entries, segments):
     if weight.dtype == torch.float64:
         return _reference(values, indices, weight, bias, offsets, entries, segments)
     out = library.output((values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
-    arrays = map(library.on_cpu, (values, indices, weight, bias, offsets))
+    arrays = map(library.array, (values, indices, weight, bias, offsets))
     _C.decode(*arrays, torch.get_num_threads(), out.numpy())
     return out.to(weight.dtype)
 
@@ -144,8 +144,8 @@ def _backward_cpu(grad, values, indices, weight, offsets, entries, segments, nee
         return _backward_reference(grad, values, indices, weight, offsets, entries, segments, need)
     shapes = (values.shape, weight.shape, weight.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
-    arrays = map(library.on_cpu, (grad, values, indices, weight, offsets, entries, segments))
-    _C.decode_backward(*arrays, None, torch.get_num_threads(), *map(library.on_cpu, outs))
+    arrays = map(library.array, (grad, values, indices, weight, offsets, entries, segments))
+    _C.decode_backward(*arrays, None, torch.get_num_threads(), *map(library.array, outs))
     return tuple(library.rounded(out, weight.dtype) for out in outs)
 
 
@@ -175,10 +175,10 @@ def _row_gradients_cpu(grad, values, indices, weight, offsets, entries, segments
     if entries is None:
         entries = torch.empty(indices.numel(), dtype=torch.int32)
         segments = torch.empty(weight.shape[0] + 1, dtype=torch.int32)
-        _C.latent_order(library.on_cpu(indices), weight.shape[0], threads, entries.numpy(), segments.numpy())
+        _C.latent_order(library.array(indices), weight.shape[0], threads, entries.numpy(), segments.numpy())
     latents = segments.diff().nonzero().squeeze(1)
     grad_values, rows = library.output(values.shape), library.output((latents.numel(), weight.shape[1]))
-    arrays = map(library.on_cpu, (grad, values, indices, weight, offsets, entries, segments, latents))
+    arrays = map(library.array, (grad, values, indices, weight, offsets, entries, segments, latents))
     _C.decode_backward(*arrays, threads, grad_values.numpy(), rows.numpy(), None)
     return latents, rows.to(weight.dtype), grad_values.to(values.dtype)
 

@@ -38,7 +38,7 @@ def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(f"saekern::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
-def on_cpu(tensor: Tensor | None) -> np.ndarray | None:
+def array(tensor: Tensor | None) -> np.ndarray | None:
     """What `_C` takes: a contiguous view, floats widened to float32 (zero copy where nothing changes); None stays."""
     if tensor is None:
         return None

@@ -135,15 +135,15 @@ def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
     aux_values, aux_indices = torch.empty(x.shape[0], k_aux), torch.empty(x.shape[0], k_aux, dtype=torch.int64)
     _C.topk_encode(
-        library.on_cpu(x),
-        library.on_cpu(weight),
-        library.on_cpu(bias),
-        library.on_cpu(pre_bias),
+        library.array(x),
+        library.array(weight),
+        library.array(bias),
+        library.array(pre_bias),
         None,
         None,
         values.numpy(),
         indices.numpy(),
-        library.on_cpu(dead),
+        library.array(dead),
         aux_values.numpy(),
         aux_indices.numpy(),
         relu,
@@ -188,8 +188,8 @@ def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments,
         return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
-    arrays = map(library.on_cpu, (grad, values, indices, x, weight, pre_bias, entries, segments))
-    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.on_cpu, outs))
+    arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, entries, segments))
+    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.array, outs))
     return tuple(library.rounded(out, x.dtype) for out in outs)
 
 

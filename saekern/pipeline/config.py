@@ -30,13 +30,13 @@ class ActivationsConfig:
     tokens: str | None = None
     """An .npy file of token ids [sequences, context]; null: Python's own source files as bytes (for "tiny" only)."""
 
-    context: int = 256
+    context: int = 128
     """Tokens a sequence when `tokens` is null."""
 
-    sequences: int = 2048
+    sequences: int = 4096
     """Training sequences to harvest."""
 
-    heldout_sequences: int = 256
+    heldout_sequences: int = 512
     """Sequences kept from training for the evaluation. From a `tokens` file they are its last ones."""
 
     batch: int = 32
@@ -96,8 +96,8 @@ class StabilityConfig:
     """Latents that fire on fewer of the held-out rows count as dead: left out, and counted."""
 
     assignment_seeds: int = 4
-    """Seeds, the first ones, whose pairs are also matched one to one, for the IoU and for D(0) and D(end); 4 F² bytes of
-    memory and O(F³) time a pair. 0 or 1 skips it."""
+    """Seeds, the first ones, whose pairs are also matched one to one, for the IoU, D(0) and D(end): 4 F² bytes and
+    up to O(F³) time a pair. 0 or 1 skips it."""
 
     null_seeds: int = 8
     """Dictionaries in each null; no more than there are seeds."""
@@ -147,8 +147,8 @@ class ReportConfig:
     """Tokens shown after it."""
 
     def __post_init__(self) -> None:
-        for name in ("latents", "contexts", "before", "after"):
-            _require(getattr(self, name) >= 0, f"report.{name}", "at least 0", getattr(self, name))
+        for name, least in (("latents", 0), ("contexts", 1), ("before", 0), ("after", 0)):
+            _require(getattr(self, name) >= least, f"report.{name}", f"at least {least}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def quickstart() -> StudyConfig:
     """Eight SAEs on half a million rows of the shipped model: under three minutes on two cores."""
     return StudyConfig(
         seeds=8,
-        activations=ActivationsConfig(model="tiny", context=256, sequences=2048, heldout_sequences=256),
+        activations=ActivationsConfig(model="tiny", context=128, sequences=4096, heldout_sequences=512),
         sae=SAEConfig(d_sae=2048, k=16),
         train=TrainConfig(rows=1_048_576, batch_size=2048, lr=1e-3, snapshots=(0,), log_every=50, checkpoint_every=256),
         report=ReportConfig(title="Stability of a sparse autoencoder on a byte-level language model"),

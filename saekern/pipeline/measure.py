@@ -24,12 +24,11 @@ def baseline(sources: Sources, work: Path) -> None:
     config, rows = sources.config, sources.evaluated()
     result: dict[str, Any] = {"rows": len(rows), "k": config.sae.k}
     result["pca_ev"] = float(evaluation.pca_explained_variance(rows, config.sae.k))
-    tokens = _ce_tokens(sources)
-    if tokens is not None:
-        hook = config.activations.hook
-        result["ce_tokens"] = tokens.shape[0] * (tokens.shape[1] - 1)
-        result["ce_clean"] = float(evaluation.cross_entropy(sources.model, hook, tokens))
-        result["ce_zero"] = float(evaluation.cross_entropy(sources.model, hook, tokens, sae="zero"))
+    if _has_cross_entropy(sources):
+        tokens = sources.sequences("heldout")[: config.evaluation.ce_sequences]
+        result["ce_tokens"] = tokens[:, 1:].numel()
+        result["ce_clean"] = _cross_entropy(sources, None)
+        result["ce_zero"] = _cross_entropy(sources, "zero")
     write_json(work / "baseline.json", result)
 
 
@@ -37,29 +36,34 @@ def evaluate(sources: Sources, index: int, work: Path) -> None:
     """EV, L0, firing counts and cross-entropy of one seed."""
     config, rows = sources.config, sources.evaluated()
     sae = sources.sae(index)
-    counts = evaluation.density(sae, rows)  # [F]
+    metrics = evaluation.measure(sae, rows)
     result: dict[str, Any] = {
         "seed": index,
         "init_seed": config.first_seed + index,
         "data_seed": data_seed(config, index),
     }
-    result["ev"] = float(evaluation.explained_variance(sae, rows))
-    result["l0"] = float(evaluation.l0(sae, rows))
-    result["dead"] = float((counts < config.stability.min_firings).double().mean())
-    tokens = _ce_tokens(sources)
-    if tokens is not None:
-        result["ce_sae"] = float(evaluation.cross_entropy(sources.model, config.activations.hook, tokens, sae=sae))
+    result["ev"], result["l0"] = metrics.explained_variance, metrics.l0
+    result["dead"] = float((metrics.counts < config.stability.min_firings).double().mean())
+    if _has_cross_entropy(sources):
+        result["ce_sae"] = _cross_entropy(sources, sae)
     write_json(work / f"{index:03d}.json", result)
-    save_file({"firing_counts": counts.to(torch.int64).contiguous()}, work / f"{index:03d}.safetensors")
+    save_file({"firing_counts": metrics.counts}, work / f"{index:03d}.safetensors")
 
 
 def data_seed(config: Any, index: int) -> int:
     return config.train.data_seed + (index if config.vary == "init+data" else 0)
 
 
-def _ce_tokens(sources: Sources) -> Tensor | None:
-    count = sources.config.evaluation.ce_sequences
-    return None if sources.external or count == 0 else sources.sequences("heldout")[:count]
+def _has_cross_entropy(sources: Sources) -> bool:
+    return not sources.external and sources.config.evaluation.ce_sequences > 0
+
+
+def _cross_entropy(sources: Sources, sae: Any) -> float:
+    settings = sources.config.activations
+    tokens = sources.sequences("heldout")[: sources.config.evaluation.ce_sequences]
+    return evaluation.cross_entropy(
+        sources.model, settings.hook, tokens, sae, batch=settings.batch, exclude_bos=settings.exclude_bos
+    )
 
 
 def firing_counts(sources: Sources) -> list[Tensor]:
@@ -93,7 +97,7 @@ def assigned_seeds(config: Any) -> int:
 def stabilities(sources: Sources, work: Path) -> None:
     """Stability raw and centred, its nulls, distances at the start and the end, IoU: every number of the report."""
     config, settings = sources.config, sources.config.stability
-    limits = {"threshold": settings.threshold, "epsilon": settings.epsilon}
+    limits: dict[str, Any] = {"threshold": settings.threshold, "epsilon": settings.epsilon}
     dead, counts = dead_masks(sources), firing_counts(sources)
     live = [~mask for mask in dead]
     store = PairStore.open(sources.folder / "pairs")
@@ -103,11 +107,9 @@ def stabilities(sources: Sources, work: Path) -> None:
     centred_dictionaries = _centred(sources.dictionaries, mean)
     centred = stability.feature_stability(centred_dictionaries, live=live, **limits, initial=distances.get("centred"))
     runs = min(settings.null_seeds, config.seeds)
-    shapes = [tuple(d.shape) for d in Lazy(runs, lambda i: sources.dictionaries[i])]
+    shapes = [tuple(d.shape) for d in sources.dictionaries[:runs]]
     random = stability.random_null(shapes, draws=1, seed=settings.null_seed, **limits)
-    rotated = stability.rotated_null(
-        Lazy(runs, lambda i: sources.dictionaries[i]), seed=settings.null_seed, live=live[:runs], **limits
-    )
+    rotated = stability.rotated_null(sources.dictionaries[:runs], seed=settings.null_seed, live=live[:runs], **limits)
     agreement = stability.pair_agreement(store, settings.threshold)
     summary = {
         "seeds": config.seeds,
@@ -167,7 +169,7 @@ def _distances(sources: Sources, dead: list[Tensor]) -> dict[str, Any]:
     if not few:
         return {}
     start = Lazy(few, lambda i: load_file(sources.sae_paths()[i] / "snapshots" / "00000000.safetensors")["W_dec"])
-    end = Lazy(few, lambda i: sources.dictionaries[i])
+    end = sources.dictionaries[:few]
     everything = [torch.ones_like(mask) for mask in dead[:few]]
     start_mean, end_mean = mean_atom(start, everything), mean_atom(end, [~mask for mask in dead[:few]])
     return {
@@ -212,8 +214,8 @@ def latents(sources: Sources, work: Path) -> None:
     store = PairStore.open(sources.folder / "pairs")
     cosine = torch.stack([store[0, j].cosine.double() for j in range(1, config.seeds)]).nanmean(0)
     enough = live & (firing * len(sources.evaluated()) >= shown.contexts)
-    order = np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy()))
-    order = torch.from_numpy(order)[enough[torch.from_numpy(order)]]
+    order = torch.from_numpy(np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy())))
+    order = order[enough[order]]
     count = min(shown.latents, len(order) // 2)
     groups = {"stable": order.flip(0)[:count], "unstable": order[:count]}
     table = []

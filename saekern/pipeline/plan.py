@@ -42,7 +42,7 @@ def plan(config: StudyConfig, out: str | os.PathLike) -> list[Planned]:
     pending: dict[str, str] = {}
     for step in work:
         before = [name for name in step.reads if name in pending]
-        reason = f"reads {before[0]}, which runs first" if before else folder.due(step)
+        reason = folder.due(step) or (f"reads {before[0]}, which runs first" if before else None)
         if reason is not None:
             pending[step.name] = reason
     speed = gemm_speed(_width(config), config.sae.d_sae)

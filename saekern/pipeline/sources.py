@@ -1,6 +1,5 @@
 """What a study reads from: token sequences, the model, activation caches, the trained SAEs."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 import saekern.sae
 from saekern import activations
 from saekern.pipeline.config import StudyConfig
+from saekern.stability.lazy import Lazy
 
 
 class Part:
@@ -30,19 +30,6 @@ class Part:
     @property
     def fingerprint(self) -> str:
         return f"{self.rows.fingerprint}[{self.start}:{self.stop}]"
-
-
-class Dictionaries(Sequence):
-    """The decoders [F, D] of the trained SAEs, each read when asked for: one in memory at a time."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i):  # type: ignore[override]
-        return saekern.sae.load(self.paths[i]).dictionary.detach()
 
 
 class Sources:
@@ -108,5 +95,6 @@ class Sources:
         return saekern.sae.load(self.sae_paths()[i])
 
     @cached_property
-    def dictionaries(self) -> Dictionaries:
-        return Dictionaries(self.sae_paths())
+    def dictionaries(self) -> Lazy:
+        """The decoders [F, D] of the trained SAEs, each read when asked for."""
+        return Lazy(self.config.seeds, lambda i: self.sae(i).dictionary.detach())

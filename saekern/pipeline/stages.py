@@ -188,11 +188,12 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
             "Hook": source.hook,
             "Text": source.tokens or "Python's standard library, as bytes",
         }
+    varied = "initialisation" if config.vary == "init" else "initialisation and order of rows"
     facts |= {
-        "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out, width {sources.rows.width}",
+        "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out; D = {sources.rows.width}",
         "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
         "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
-        "Seeds": f"{config.seeds}; {'initialisation' if config.vary == 'init' else 'initialisation and data order'} varied",
+        "Seeds": f"{config.seeds}, differing in {varied}",
         "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
     }
     versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}

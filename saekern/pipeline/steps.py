@@ -80,7 +80,7 @@ class StudyFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Refuse a second process in the same folder; the system drops the lock when the process ends, however it ends."""
+        """Refuse a second process in the same folder. The lock goes with the process, however it ends."""
         try:
             import fcntl
         except ImportError:  # not a POSIX system

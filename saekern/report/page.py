@@ -60,8 +60,8 @@ def _lead(results: Results) -> str:
         found = f"at least {1 - stability['epsilon']:.0%} of the other {others}"
         lost = f"at most {stability['epsilon']:.0%}"
     return (
-        f'<p class="lead">Of the latents that fire, <b>{_percent(live["stable"])}</b> reappear in {found} independently '
-        f"trained seeds, and <b>{_percent(live['unstable'])}</b> in {lost} of them.</p>"
+        f'<p class="lead">Of the latents that fire, <b>{_percent(live["stable"])}</b> reappear in {found} '
+        f"independently trained seeds, and <b>{_percent(live['unstable'])}</b> in {lost} of them.</p>"
     )
 
 
@@ -163,8 +163,8 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
     if stability["vacuous"]:
         enough = f" From {round(1 / epsilon)} comparisons on it allows exceptions." if epsilon else ""
         notes.append(
-            f"<b>{others} comparisons are few.</b> ε = {epsilon:g} then decides nothing by itself: “stable” means found in "
-            f"<em>every</em> other seed and “unstable” in <em>none</em>.{enough}"
+            f"<b>{others} comparisons are few.</b> ε = {epsilon:g} then decides nothing by itself: “stable” means "
+            f"found in <em>every</em> other seed and “unstable” in <em>none</em>.{enough}"
         )
     if any(distance["shared_init"] for distance in stability["distance"].values()):
         notes.append(
@@ -173,16 +173,16 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
     varied = "the initialisation alone" if stability["varied"] == "init" else "the initialisation and the order of rows"
     notes.append(
         f"Between seeds {varied} varied. Centred: the mean of all live decoder rows, of norm "
-        f"{number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share does "
-        "not pass for agreement."
+        f"{number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share "
+        "does not pass for agreement."
     )
     iou = stability["iou"]
     if iou:
         notes.append(
             "Nearest neighbours may share a partner; a one-to-one assignment may not. On "
-            f"{iou['pairs_compared']} pairs of seeds the two find the same latents to an IoU of {_spread(iou['features'])} "
-            f"and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of assigned latents (PW-MCC) is "
-            f"{number(iou['pw_mcc'], 3)}."
+            f"{iou['pairs_compared']} pairs of seeds the two find the same latents to an IoU of "
+            f"{_spread(iou['features'])} and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of "
+            f"assigned latents (PW-MCC) is {number(iou['pw_mcc'], 3)}."
         )
     return notes
 

@@ -139,7 +139,7 @@ def unexplained(target: Tensor, estimate: Tensor) -> Tensor:
     """
     wide = torch.promote_types(target.dtype, torch.float32)
     target, estimate = target.to(wide), estimate.to(wide)
-    error = (target - estimate).square().sum(1).sum(dtype=torch.float64)
+    error = nn.functional.mse_loss(estimate, target, reduction="none").sum(1).sum(dtype=torch.float64)
     with torch.no_grad():
         mean = (target.sum(0, dtype=torch.float64) / max(target.shape[0], 1)).to(wide)
         variance = (target - mean).square().sum(1).sum(dtype=torch.float64)

@@ -142,7 +142,7 @@ def stream_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str
         handle.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            handle.write(memoryview(flat.view(torch.uint8).numpy()))
+            handle.write(flat.view(torch.uint8).numpy().data)
 
 
 def write_json(file: Path, content: Any) -> None:

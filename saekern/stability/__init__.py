@@ -1,7 +1,8 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
-from saekern.stability.features import FeatureStability, feature_stability, stability_by_geometry
+from saekern.stability.features import FeatureStability, feature_stability
+from saekern.stability.geometries import stability_by_geometry
 from saekern.stability.histogram import CosineHistogram
 from saekern.stability.initialisation import (
     InitialDistance,

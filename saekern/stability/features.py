@@ -1,18 +1,17 @@
 """Feature stability: how often a latent reappears in independently trained dictionaries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
-from saekern.matching import PairStore, center, whiten
+from saekern.matching import PairStore
 from saekern.matching.all_pairs import AllPairs
 from saekern.stability.histogram import CosineHistogram
 from saekern.stability.initialisation import InitialDistance
-from saekern.stability.lazy import Lazy
+from saekern.stability.interval import binomial_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,38 +224,6 @@ def feature_stability(
         histogram,
         initial,
     )
-
-
-def stability_by_geometry(
-    dictionaries: Sequence[Any], mean: Tensor, covariance: Tensor | None = None, **options: Any
-) -> dict[str, FeatureStability]:
-    """`feature_stability` in the geometries "raw", "centered" (the data mean subtracted from every atom) and, given the
-    covariance, "whitened" (centred, then Σ^(−1/2)). A result that holds in "raw" alone is an offset, not agreement.
-
-    Args:
-        mean: [D] of the activations; covariance: [D, D] or None; options: as for `feature_stability`.
-    """
-
-    def moved(change: Callable[[Any], Tensor]) -> Lazy:
-        return Lazy(len(dictionaries), lambda i: change(dictionaries[i]))
-
-    spaces: dict[str, Sequence[Any]] = {"raw": dictionaries, "centered": moved(lambda d: center(d, mean))}
-    if covariance is not None:
-        spaces["whitened"] = moved(lambda d: whiten(center(d, mean), covariance))
-    return {name: feature_stability(space, **options) for name, space in spaces.items()}
-
-
-def binomial_interval(trials: int, confidence: float) -> tuple[Tensor, Tensor]:
-    """Clopper–Pearson interval of p for every count 0..trials: two tensors [trials + 1], float64.
-
-    The ends are quantiles of beta distributions; coverage is at least `confidence` for every p, more for few trials.
-    """
-    count = torch.arange(trials + 1, dtype=torch.float64).numpy()
-    tail = (1 - confidence) / 2
-    lower = torch.from_numpy(betaincinv(count.clip(min=1), trials - count.clip(min=1) + 1, tail))
-    upper = torch.from_numpy(betaincinv(count.clip(max=trials - 1) + 1, trials - count.clip(max=trials - 1), 1 - tail))
-    lower[0], upper[trials] = 0.0, 1.0
-    return lower, upper
 
 
 def _not(mask: Tensor) -> Tensor:

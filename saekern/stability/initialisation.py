@@ -20,7 +20,7 @@ class InitialDistance:
     """D(0) and D(T), the distances between runs at initialisation and at the end. Made by `initial_distance`."""
 
     initial: Tensor
-    """[P] float64, D(0) of every pair of runs: mean over matched latents of 1 − cosine."""
+    """[P] float64, D(0) of every pair of runs: mean over matched latents of 1 − cosine; 0 if equal but for rounding."""
     final: Tensor | None
     """[P] D(T) over latents that are live in both runs; None when no final dictionaries were given."""
     final_all: Tensor | None
@@ -31,7 +31,7 @@ class InitialDistance:
     @property
     def shared_pairs(self) -> int:
         """Pairs of runs whose initial dictionaries are the same up to order."""
-        return int((self.initial <= SAME).sum())
+        return int((self.initial == 0).sum())
 
     @property
     def shared(self) -> bool:
@@ -93,6 +93,7 @@ def initial_distance(
     if final is not None and len(final) != len(initial):
         raise ValueError(f"final: expected {len(initial)} dictionaries like initial, got {len(final)}")
     start = _distances(initial, method, None)
+    start = torch.where(start <= SAME, 0, start)
     if final is None:
         return InitialDistance(start, None, None, method)
     everything = _distances(final, method, None)

@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saekern.activations import Rows
 from saekern.sae import SAE, Loss
 from saekern.sae.base import unexplained
 from saekern.training.checkpoint import Folder, Position
@@ -15,17 +16,6 @@ from saekern.training.config import TrainConfig
 from saekern.training.loggers import open_logger
 from saekern.training.optimizer import Adam
 from saekern.training.shuffle import Shuffle
-
-
-class Rows(Protocol):
-    """Where rows come from: `saekern.activations.TensorRows`, an `ActivationCache`, or anything alike."""
-
-    width: int
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Tensor) -> Tensor:
-        """int64 [n] -> float32 [n, D]."""
 
 
 class TrainResult(NamedTuple):
@@ -171,7 +161,8 @@ def _step(
     optimizer.step(lr)
     sae.project_parameters_(fused=True)
     optimizer.zero_grad()
-    position.last_fired[loss.codes.indices[loss.codes.values > 0]] = seen + config.batch_size
+    fired_at = torch.where(loss.codes.values > 0, seen + config.batch_size, 0).reshape(-1)
+    position.last_fired.scatter_reduce_(0, loss.codes.indices.reshape(-1), fired_at, "amax")
     position.step += 1
     return loss, dead, norm
 

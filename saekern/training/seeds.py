@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from saekern.activations import Rows
 from saekern.sae import SAE
 from saekern.training.config import TrainConfig
-from saekern.training.loop import Rows, TrainResult, train
+from saekern.training.loop import TrainResult, train
 
 
 def train_seeds(

@@ -73,8 +73,8 @@ def assert_step_within_bound(before, after, step, project, normalize, **settings
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_step_is_within_its_bound(shape, dtype, project, normalize):
-    """Five steps, each from the state the last one left. Planted: bias correction of the first moment with step − 1; the
-    norm's tail columns lost; the projection taken from the updated row; eps inside the root. All caught."""
+    """Five steps, each from the state the last one left. Planted: bias correction of the first moment with step − 1;
+    the norm's tail columns lost; the projection taken from the updated row; eps inside the root. All caught."""
     tensors = state(shape, dtype)
     for step in range(1, 6):
         tensors[1] = (torch.randn(shape) * (torch.arange(shape[0])[:, None] != 1)).to(dtype)
@@ -160,7 +160,7 @@ def test_same_bits_for_any_thread_count(shape, row_operations):
 
 @pytest.mark.parametrize("row_operations", [False, True])
 def test_an_encoder_stored_transposed(row_operations):
-    """[D, F] with stride (1, D), as SAE encoders are kept: updated in place, whether or not the layout allows no copy."""
+    """[D, F] with stride (1, D), as SAE encoders are kept: updated in place, whether or not that needs a copy."""
     plain = state((30, 21))
     strided = [t.t().contiguous().t() for t in plain]
     places = [t.data_ptr() for t in strided]

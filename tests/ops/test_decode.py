@@ -36,7 +36,7 @@ def test_value_and_gradients(shape, dtype, ragged):
     """Planted: the scalar tail of `accumulate` dropped the last column; the tail of `walk` left out of the dot; the
     gradient's last code skipped; bias partials from the second chunk on left out. All caught."""
     values, indices, weight, bias, offsets, upstream = problem(*shape, dtype=dtype, ragged=ragged)
-    batch, k, width, latents = shape
+    batch, k, width, _ = shape
 
     got = gradients(lambda v, w, b: ops.decode(v, indices, w, b, offsets), values, weight, bias, upstream)
 
@@ -112,7 +112,7 @@ def test_a_given_order_gives_the_same_bits():
 @pytest.mark.parametrize(("count", "latents"), [(0, 3), (1, 1), (1000, 7), (100_000, 999), (70_000, 33_000)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_latent_order(count, latents, threads):
-    """Also where several threads count (100,000 codes). Planted: the prefix sum ran over chunks before latents; caught."""
+    """Also where several threads count. Planted: the prefix sum ran over chunks before latents; caught."""
     indices = torch.randint(latents, (count,))
     entries, segments = torch.empty(count, dtype=torch.int32), torch.empty(latents + 1, dtype=torch.int32)
     _C.latent_order(indices.numpy(), latents, threads, entries.numpy(), segments.numpy())

@@ -92,7 +92,7 @@ def test_nan_passes_the_mask():
 @pytest.mark.parametrize("k_aux", [1, 7, 31])
 @pytest.mark.parametrize("dead_count", [0, 5, 30])
 def test_aux_gradients_reach_the_encoder(k_aux, dead_count):
-    """Slots beyond the number of dead latents carry none. Planted: the order of the main codes used for both; caught."""
+    """Slots beyond the dead latents carry none. Planted: the order of the main codes used for both; caught."""
     tensors = problem(17, 13, 37)
     dead = torch.zeros(37, dtype=torch.bool)
     dead[torch.randperm(37)[:dead_count]] = True
@@ -112,7 +112,7 @@ def backward(tensors, grad, values, indices, order=(None, None), relu=True, need
 
 
 def test_hot_latent_and_duplicates():
-    """One latent in each of 1500 rows (six chunks), some of them twice. Planted: chunks beyond the second lost; caught."""
+    """One latent in each of 1500 rows (six chunks), some twice. Planted: chunks beyond the second lost; caught."""
     tensors = problem(1500, 11, 3000)
     indices = indices_with_hot_latent(1500, 3, 3000)
     indices[::5, 0] = 2999

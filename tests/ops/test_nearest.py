@@ -31,7 +31,7 @@ def dictionaries(fa, fb, width):
 @pytest.mark.parametrize("isa", AVAILABLE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_both_directions(shape, isa):
-    """Planted: the column pass left out its last block of rows; zero rows matched to their first partner; both caught."""
+    """Planted: the column pass left out its last block of rows; zero rows matched to the first partner; caught."""
     a, b = dictionaries(*shape)
     got = nearest(a, b, isa)
     want = reference.nearest(a.double(), b.double())

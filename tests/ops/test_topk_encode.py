@@ -44,17 +44,15 @@ def encode(x, weight, bias, k, pre_bias=None, dead=None, k_aux=0, relu=True, thr
 
 
 def problem(batch, width, latents):
-    return (
-        torch.randn(batch, width),
-        torch.randn(latents, width) * torch.rand(latents, 1) * 2,  # norms differ, so the bound must be per latent
-        torch.randn(latents),
-        torch.randn(width),
-    )
+    weight = torch.randn(latents, width) * (0.1 + torch.rand(latents, 1))  # norms differ: the bound is per latent
+    x = torch.randn(batch, width)
+    x[:1] += 5 * weight[-1]  # so that the last latent, alone in its panel, is among the winners
+    return x, weight, torch.randn(latents), torch.randn(width)
 
 
 def assert_exact_topk(values, indices, x, weight, bias, pre_bias, allowed=None):
-    """The definition of exact in docs/ops.md: with ε the rounding bound of one score, a latent whose float64 score beats
-    the K-th by more than 2ε is in, one below by more than 2ε is out, and each value is within ε of its score."""
+    """The definition of exact in docs/ops.md: with ε the rounding bound of one score, a latent whose float64 score
+    beats the K-th by more than 2ε is in, one below by more than 2ε is out, and each value is within ε of its score."""
     x64, w64 = x.double() - (0 if pre_bias is None else pre_bias.double()), weight.double()
     score = x64 @ w64.T + (0 if bias is None else bias.double())
     magnitude = (x.abs().double() + (0 if pre_bias is None else pre_bias.abs().double())) @ w64.abs().T
@@ -79,11 +77,27 @@ def assert_exact_topk(values, indices, x, weight, bias, pre_bias, allowed=None):
 @pytest.mark.parametrize("isa", AVAILABLE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exact(shape, isa):
-    """Planted: the slack without ‖x − x̂‖‖w‖; the last panel packed short by one; both caught at avx512bf16."""
+    """Planted: the last panel packed short by one; caught."""
     batch, width, latents, k = shape
     x, weight, bias, pre_bias = problem(batch, width, latents)
     values, indices, _, _ = encode(x, weight, bias, k, pre_bias, isa=isa)
     assert_exact_topk(values, indices, x, weight, bias, pre_bias)
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize("rounded", ["x", "weight"])
+def test_roundings_that_all_point_one_way(rounded, isa):
+    """1 + 0.0038 rounds to 1 in bfloat16. Latent 0 meets only such elements, latent 1 one more that are exact:
+    the rounded product prefers latent 1 (513 to 512), the true one latent 0 (513.9 to 513).
+
+    Planted: the slack without ‖x − x̂‖‖w‖, and without ‖x̂‖‖w − ŵ‖; each caught at avx512bf16 by its case."""
+    high = 1 + 0.0038
+    x, weight = torch.ones(1, 1025), torch.zeros(3000, 1025)
+    weight[0, :512] = 1.0
+    weight[1, 512:] = 1.0
+    (x if rounded == "x" else weight)[0, :512] = high
+    _, indices, _, _ = encode(x, weight, None, 1, isa=isa)
+    assert indices.item() == 0
 
 
 @pytest.mark.parametrize("isa", AVAILABLE)
@@ -106,7 +120,7 @@ def test_aux_is_the_top_of_the_dead(isa, dead_share):
 def test_integers_match_exactly_and_ties_go_to_the_smaller_index(isa):
     """Small integers are exact in bfloat16 and in every sum, so ties are real: thousands of them here.
 
-    Planted: `<=` for `<` where the threshold drops candidates; caught."""
+    Planted: ties ranked by the larger index; caught."""
     x = torch.randint(-2, 3, (60, 24)).float()
     weight = torch.randint(-2, 3, (3000, 24)).float()
     bias = torch.randint(-1, 2, (3000,)).float()
@@ -146,7 +160,7 @@ def test_rows_that_tie_everywhere(isa):
 def test_special_values(isa):
     """NaN is largest, infinities order as numbers do, ±0 tie, denormals and 1e±30 keep their order.
 
-    Planted: an ordered comparison (drops NaN) in the candidate test; caught."""
+    Planted: an ordered comparison (drops NaN) in the candidate test; it crashed."""
     x = torch.randn(6, 20)
     weight = torch.randn(1500, 20)
     bias = torch.zeros(1500)

@@ -94,7 +94,7 @@ def test_editable_install_is_live(checkout, bare_python, tmp_path):
 
 
 def test_wheel_from_sdist(checkout, bare_python, tmp_path):
-    """Planted: `depends` without the headers, the report's stylesheet left out of package_data; both caught."""
+    """Planted: `depends` without the headers, the tiny model left out of package_data; both caught."""
     run(sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, checkout, cwd=tmp_path)
     (sdist,) = tmp_path.glob("saekern-*.tar.gz")
     with tarfile.open(sdist) as archive:

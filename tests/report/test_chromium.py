@@ -8,16 +8,18 @@ import pytest
 
 from saekern.report.figures import FIGURES
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 pytestmark = [
     pytest.mark.chromium,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
-QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions --disable-sync "
-    "--disable-background-networking --disable-component-update --disable-default-apps --disable-domain-reliability "
-    "--metrics-recording-only --hide-scrollbars --enable-logging=stderr --log-level=0"
-).split()
+FLAGS = """
+    headless no-sandbox disable-gpu disable-dev-shm-usage no-first-run disable-extensions disable-sync
+    disable-background-networking disable-component-update disable-default-apps disable-domain-reliability
+    metrics-recording-only hide-scrollbars enable-logging=stderr log-level=0
+"""
+QUIET = [f"--{flag}" for flag in FLAGS.split()]
 
 
 def browse(profile, *arguments) -> subprocess.CompletedProcess:

@@ -126,7 +126,9 @@ def test_a_folder_that_cannot_be_made(tmp_path, sae):
 
 
 def test_any_reader_of_safetensors_reads_it(tmp_path):
-    """Ours is a writer of its own. Planted: byte order of the length; offsets not back to back; both caught."""
+    """Ours is a writer of its own. Planted: byte order of the length; a gap between tensors; header not
+    padded to 8 bytes. Each was caught.
+    """
     tensors = {
         "half": torch.randn(3).half(),
         "bf16": torch.randn(2, 5).bfloat16(),

@@ -51,8 +51,8 @@ def dead_latents(count):
 def test_loss_and_gradients_are_the_formulas(count):
     """float64, so that only a wrong formula shows. count = dead latents; k_aux = 4, so 1 and 3 leave slots empty.
 
-    Planted: b_dec added to the auxiliary estimate; target not detached; ReLU left out of the auxiliary codes; the
-    auxiliary denominator about 0 instead of the mean. Each was caught.
+    Planted: b_dec added to the auxiliary estimate; target not detached; variance about 0 instead of the mean. Each was
+    caught.
     """
     sae, x = example(k_aux=4)
     x.requires_grad_()
@@ -77,7 +77,7 @@ def test_loss_and_gradients_are_the_formulas(count):
 def test_float32_loss_stays_within_rounding_of_float64():
     """Each sum of n products moves by at most 2 (n + 2) 2⁻²⁴ Σ|products|; carried through codes, residual and squares.
 
-    Planted: W_dec rounded to bfloat16; caught.
+    Planted: x̂ rounded to bfloat16; caught.
     """
     sae, x = example(rows=64, k_aux=4)
     single = copy.deepcopy(sae).to(torch.float32)

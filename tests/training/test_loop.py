@@ -57,8 +57,8 @@ def test_loss_curve_is_that_of_plain_torch(make_rows):
     may leave the float64 curve by no more than 3 times as far as plain float32 PyTorch does, both being sums of the
     same products in other orders.
 
-    Planted: projection left out; normalisation left out; eps outside the root's scale; learning rate of the step
-    before; dead counted from the wrong row; each was caught.
+    Planted: projection left out; normalisation left out; another eps; learning rate of the step before; dead counted
+    one batch off; firing record never written. Each was caught.
     """
     rows, settings = make_rows(), config()
     exact = plain_training(small(dtype=torch.float64), rows, settings)
@@ -74,7 +74,8 @@ def test_loss_curve_is_that_of_plain_torch(make_rows):
     assert not ours > 3 * plain + 2.0**-22 * exact.max(), f"ours {ours:.3g}, plain float32 {plain:.3g}"
 
 
-def test_thread_count_changes_no_bit(make_rows, tmp_path):
+def test_thread_count_changes_no_bit(make_rows):
+    """Loss, clipping and every op. Planted: a float32 sum over all elements in the variance; caught."""
     rows = make_rows(count=3000, width=64, directions=300)
     settings = saekern.TrainConfig(rows=6 * 700, batch_size=700, lr=1e-3, dead_after=1400, clip=0.1, log_every=1)
     before = torch.get_num_threads()
@@ -163,6 +164,7 @@ def test_log_lines(make_rows, tmp_path):
 
 
 def test_clipping_bounds_the_gradient(make_rows):
+    """Planted: a copy scaled instead of the gradient; caught."""
     sae = small(dtype=torch.float64)
     optimizer = saekern.training.optimizer.Adam(sae, (0.9, 0.999), 1e-8)
     sae.loss(make_rows().tensor.double()).total.backward()

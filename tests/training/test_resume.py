@@ -24,7 +24,7 @@ def test_killed_runs_end_with_the_same_bytes(tmp_path):
     """At least 24 SIGKILLs: in a step, inside a file, either side of a rename, inside a log line, from outside.
 
     Planted: the log not cut back on resume; the random state not restored; last_fired not restored; weights written
-    without rename; the data position one batch off. Each was caught.
+    without rename; the position one step off. Each was caught.
     """
     command = [sys.executable, "-P", str(WORKER), str(tmp_path), "11", "24"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

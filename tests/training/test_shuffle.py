@@ -25,6 +25,7 @@ def test_any_position_gives_the_same_rows():
 
 
 def test_seeds_and_epochs_differ():
+    """Planted: seed + epoch as the seed, which makes (0, 1) and (1, 0) equal; caught."""
     orders = [Shuffle(1000, seed).take(epoch * 1000, 1000) for seed in range(4) for epoch in range(3)]
     for i, a in enumerate(orders):
         for b in orders[:i]:

@@ -1,0 +1,59 @@
+"""A language model of two matrices with the interface of a TransformerLens model: no import of ten seconds."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from saekern.activations.language_model import TINY_NAME
+
+WIDTH, HOOK = 24, "blocks.0.hook_resid_post"
+
+
+class StandIn(nn.Module):
+    """Tokens are bytes. The hook sees the embedding of a token plus half that of the token before."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.embed = nn.Parameter(torch.randn(256, WIDTH, generator=generator))
+        self.cfg = SimpleNamespace(model_name=TINY_NAME, device="cpu", d_model=WIDTH, n_layers=1, d_vocab=256)
+        self.hook_dict = {HOOK: None}
+        self.tokenizer = None
+
+    def run_with_hooks(self, tokens, return_type="logits", fwd_hooks=(), **_):
+        x = self.embed[tokens] + 0.5 * torch.roll(self.embed[tokens], 1, dims=1)
+        for _name, function in fwd_hooks:
+            changed = function(x, hook=SimpleNamespace(name=HOOK))
+            x = x if changed is None else changed
+        logits = x @ self.embed.T
+        if return_type != "loss":
+            return logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    def forward(self, tokens, return_type="logits", **_):
+        return self.run_with_hooks(tokens, return_type)
+
+
+def small_config(**changes):
+    """Three seeds of 64 latents: a whole study in about a second."""
+    from saekern.pipeline.config import (
+        ActivationsConfig,
+        EvaluationConfig,
+        ReportConfig,
+        SAEConfig,
+        StabilityConfig,
+        StudyConfig,
+    )
+    from saekern.training import TrainConfig
+
+    settings = {
+        "seeds": 3,
+        "activations": ActivationsConfig(hook=HOOK, context=32, sequences=64, heldout_sequences=16, batch=16),
+        "sae": SAEConfig(d_sae=64, k=4),
+        "train": TrainConfig(rows=4096, batch_size=256, lr=3e-3, checkpoint_every=4, log_every=8),
+        "evaluation": EvaluationConfig(rows=400, ce_sequences=4),
+        "stability": StabilityConfig(assignment_seeds=2),
+        "report": ReportConfig(latents=3, contexts=2),
+    }
+    return StudyConfig(**settings | changes)
