@@ -60,7 +60,8 @@ Plan plan_tasks(const SegmentGradients& job) {
 enum Parts { kRowSums = 1, kDots = 2, kShift = 4 };
 
 // N codes of one latent: row_sum (=, or += unless `start`) Σ_j c[j] (y[j] − shift) and dot[j] = ⟨y[j], w⟩, as far as
-// `kParts` asks for them.
+// `kParts` asks for them. `ahead` and `w_ahead` are rows needed soon: most segments hold one or two codes, too short
+// for the hardware to see where the next begins (a sweep over 16384 codes of width 768: 4.4 ms without, 3.7 ms with).
 template <int kParts, int N>
 SAEKERN_INLINE void walk(const float* const* y, const float* c, const float* const* ahead, const float* shift,
                          const float* w, const float* w_ahead, int64_t width, bool start, float* row_sum, float* dot) {

@@ -47,14 +47,11 @@ class ActivationCache(ShardRows):
 
     def mean(self) -> Tensor:
         """The mean row, float32 [D], accumulated in float64."""
-        total = torch.zeros(self.width, dtype=torch.float64)
-        for shard in self.shards:
-            for start in range(0, len(shard), 65536):
-                total += shard[start : start + 65536].double().sum(0)
+        total = sum(shard[i : i + 65536].double().sum(0) for shard in self.shards for i in range(0, len(shard), 65536))
         return (total / len(self)).float()
 
     def snippet(self, row: int, before: int = 24, after: int = 8) -> tuple[str, str, str]:
-        """The text before a row's token, the token, the text after it; within its sequence, without an excluded BOS."""
+        """The text before a row's token, the token, and the text after it, within its sequence (no excluded BOS)."""
         tokens = self._need_tokens()
         if not 0 <= row < len(self):
             raise IndexError(f"row: expected 0 to {len(self) - 1}, got {row}")

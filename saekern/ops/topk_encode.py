@@ -135,15 +135,15 @@ def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     values, indices = torch.empty(x.shape[0], k), torch.empty(x.shape[0], k, dtype=torch.int64)
     aux_values, aux_indices = torch.empty(x.shape[0], k_aux), torch.empty(x.shape[0], k_aux, dtype=torch.int64)
     _C.topk_encode(
-        library.on_cpu(x),
-        library.on_cpu(weight),
-        library.on_cpu(bias),
-        library.on_cpu(pre_bias),
+        library.array(x),
+        library.array(weight),
+        library.array(bias),
+        library.array(pre_bias),
         None,
         None,
         values.numpy(),
         indices.numpy(),
-        library.on_cpu(dead),
+        library.array(dead),
         aux_values.numpy(),
         aux_indices.numpy(),
         relu,

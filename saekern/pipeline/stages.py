@@ -43,7 +43,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=_training_settings(config, plain, i),
                 reads=rows["train"],
                 outputs=(f"seeds/{name}",),
-                run=partial(_train, sources, i, progress=progress),
+                run=partial(_train, sources, i, progress),
                 external=external,
             )
         )
@@ -135,7 +135,7 @@ def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -
     return {"sae": plain["sae"], "train": train, **seeds}
 
 
-def _train(sources: Sources, index: int, work: Path, progress: bool) -> None:
+def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
     config = sources.config
     sae = TopKSAE(
         sources.rows.width,

@@ -172,7 +172,7 @@ def cosine(results: Results, ax: "Axes") -> tuple[str, str]:
     occupied = np.flatnonzero(arrays["cosine_histogram"] + arrays["null_histogram"])
     left = edges[occupied[0]] if occupied.size else 0.0
     ax.set(xlim=(min(0.0, left), 1.0), xlabel="best cosine in another seed", ylabel="share of latents")
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, columnspacing=1.2, handlelength=1.4)
     caption = (
         "For every live latent and every other seed, the largest cosine with a decoder row there. "
         f"The median is {number(stability['raw']['cosine_quantiles']['0.5'], 3)} between seeds and "

@@ -87,7 +87,7 @@ def test_exact(shape, isa):
 @pytest.mark.parametrize("isa", AVAILABLE)
 @pytest.mark.parametrize("rounded", ["x", "weight"])
 def test_roundings_that_all_point_one_way(rounded, isa):
-    """1 + 0.0038 rounds to 1 in bfloat16. Latent 0 meets only such elements, latent 1 only exact ones, one more:
+    """1 + 0.0038 rounds to 1 in bfloat16. Latent 0 meets only such elements, latent 1 one more that are exact:
     the rounded product prefers latent 1 (513 to 512), the true one latent 0 (513.9 to 513).
 
     Planted: the slack without ‖x − x̂‖‖w‖, and without ‖x̂‖‖w − ŵ‖; each caught at avx512bf16 by its case."""
