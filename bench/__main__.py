@@ -4,6 +4,7 @@ import argparse
 import datetime
 import importlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,29 @@ def measure(
     name: str, index: int, bench: Bench, shape: Shape, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[str], int]:
     """Rows for the result file, remarks for the reader, and the number of wrong answers."""
-    chosen = options.providers.split(",") if options.providers else bench.providers
     problem = bench.inputs(shape)
-    runs: dict[str, Run] = {}
-    notes, failures = [], 0
+    runs, notes, failures = verified(bench, problem, options.providers.split(",") if options.providers else ())
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with machine.Others() as others:
+        times = interleave(runs, budget=options.budget, rounds=bench.rounds)
+    if others.cpus > machine.QUIET:
+        notes.append(f"other processes kept {others.cpus:.1f} CPUs busy: not a quiet machine, ratios are off")
+    rows = [row(bench, shape, provider, runs[provider], spent, date) for provider, spent in times.items()]
+    for line in rows:
+        line["others"] = f"{others.cpus:.2f}"
+    if not options.no_memory:
+        del runs, problem  # so that the children have the memory to themselves
+        for line in rows:
+            mib = peak.peak_mib(name, index, shape, line["provider"])
+            line["peak_mib"] = "" if mib is None else f"{mib:.1f}"
+    return rows, notes, failures
+
+
+def verified(bench: Bench, problem: Any, chosen: Collection[str]) -> tuple[dict[str, Run], list[str], int]:
+    """The providers that run here and answer rightly, remarks on the others, and how many were wrong."""
+    runs, notes, failures = {}, [], 0
     for provider in bench.providers:
-        if provider not in chosen:
+        if chosen and provider not in chosen:
             continue
         try:
             run = bench.setup(problem, provider)
@@ -81,21 +99,7 @@ def measure(
         except WrongAnswer as reason:
             notes.append(f"{provider}: REFUSED, wrong answer at this shape: {reason}")
             failures += 1
-    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    with machine.Others() as others:
-        times = interleave(runs, budget=options.budget, rounds=bench.rounds)
-    if others.cpus > machine.QUIET:
-        notes.append(f"other processes kept {others.cpus:.1f} CPUs busy: not a quiet machine, ratios are off")
-    rows = [row(bench, shape, provider, runs[provider], spent, date) for provider, spent in times.items()]
-    for line in rows:
-        line["others"] = f"{others.cpus:.2f}"
-    if not options.no_memory:
-        runs.clear()  # so that the children have the memory to themselves
-        del problem
-        for line in rows:
-            mib = peak.peak_mib(name, index, shape, line["provider"])
-            line["peak_mib"] = "" if mib is None else f"{mib:.1f}"
-    return rows, notes, failures
+    return runs, notes, failures
 
 
 def row(bench: Bench, shape: Shape, provider: str, run: Run, times: Times, date: str) -> dict[str, Any]:

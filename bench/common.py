@@ -41,7 +41,7 @@ class Run:
     bytes: float = 0.0
     """Bytes that must move, 0 where that says nothing."""
     kept_bytes: int = 0
-    """What the first call leaves allocated on purpose (gradients, optimiser state): not counted as its peak memory."""
+    """What the first call leaves on purpose beyond what `setup` made (gradients, optimiser state): not peak memory."""
     version: str = ""
     """The version of another library that did the work."""
 

@@ -31,5 +31,13 @@ def saekern_topk(problem: SAEProblem) -> Adapter:
 
     scale = 1 / problem.total_variance()
     return Adapter(
-        forward, step, list(sae.parameters()), sae.W_enc, sae.W_dec, scale, problem.x, encoder_transposed=True
+        forward,
+        step,
+        list(sae.parameters()),
+        sae.W_enc,
+        sae.W_dec,
+        scale,
+        problem.x,
+        encoder_transposed=True,
+        step_keeps=1,  # the moments exist already
     )

@@ -35,6 +35,8 @@ class Adapter:
     encoder_transposed: bool = False
     decoder_transposed: bool = False
     version: str = ""
+    step_keeps: int = 3
+    """Copies of the parameters that the first step leaves: the gradient, and two moments where they are made late."""
 
     def set_weights(self, w_enc: Tensor, w_dec: Tensor) -> None:
         """In place, from [F, D] each; gradients become None."""

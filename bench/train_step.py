@@ -20,7 +20,7 @@ def setup(problem: SAEProblem, provider: str) -> Run:
         lambda: sae.step(sae.x),
         lambda loss: check(problem, sae, loss),
         bytes=8 * state,
-        kept_bytes=3 * state,  # the gradient and two moments
+        kept_bytes=sae.step_keeps * state,
         version=sae.version,
     )
 

@@ -87,12 +87,12 @@ def pca_explained_variance(rows: Rows, k: int, batch: int = 65536) -> float:
     """
     if not 0 <= k <= rows.width:
         raise ValueError(f"k: expected 0 to {rows.width} (the rows' width), got {k}")
-    first, total, scatter = None, 0, 0
+    first = next(batches(rows, 1))[0].double()
+    total, scatter = torch.zeros_like(first), torch.zeros_like(first.diag())
     for x in batches(rows, batch):
-        first = x[0].double() if first is None else first
         shifted = x.double() - first
-        total = total + shifted.sum(0)
-        scatter = scatter + shifted.T @ shifted
+        total += shifted.sum(0)
+        scatter += shifted.T @ shifted
     mean = total / len(rows)
     eigenvalues = torch.linalg.eigvalsh(scatter / len(rows) - torch.outer(mean, mean)).flip(0).clamp(min=0)
     everything = float(eigenvalues.sum())
@@ -104,12 +104,11 @@ class Variance:
 
     def __init__(self) -> None:
         self.count, self.square = 0, 0.0
-        self.first: Tensor | None = None
-        self.sum: Tensor | None = None
+        self.first = self.sum = torch.empty(0)
 
     def add(self, x: Tensor) -> None:
         x = x.double()
-        if self.first is None:
+        if self.count == 0:
             self.first, self.sum = x[0].clone(), torch.zeros_like(x[0])
         x = x - self.first
         self.count += len(x)

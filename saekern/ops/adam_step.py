@@ -62,6 +62,8 @@ def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, pr
         project=project,
         normalize=normalize,
     )
+    # So that autograd refuses stale saved copies: the dispatcher does not count changes made inside an op.
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
 def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
@@ -75,7 +77,7 @@ def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project,
     for tensor, array in zip(tensors, arrays, strict=True):
         if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:
             tensor.copy_(torch.from_numpy(array))  # other dtypes round here, once
-    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))  # so that autograd refuses stale saved copies
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
 def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from saekern.bench import peak
 from saekern.bench.common import Absent, WrongAnswer, step, verify, words
 from saekern.bench.layer import check as check_layer
 from saekern.bench.layer import setup as setup_layer
@@ -98,3 +99,13 @@ def test_gradients_of_the_problem_are_autograds():
     (x - x_hat).square().sum().backward()
     for got, want in zip(problem.squared_error_gradients, (w_enc.grad, w_dec.grad), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_step_keeps_is_not_its_peak():
+    """Ours makes Adam's moments when built, torch in its first step: both figures are above state, never below zero.
+
+    Planted: moments subtracted that setup had made already; caught (−119 MiB)."""
+    bench = next(bench for bench in all_benches() if bench.op == "train_step")
+    shape = {"B": 32, "D": 512, "F": 16384, "K": 8}
+    for provider in ("saekern", "torch"):
+        assert 0 < peak.measure(bench, shape, provider) < 400
