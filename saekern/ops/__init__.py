@@ -5,6 +5,7 @@ from saekern.ops.decode import RowGradients, decode, decode_row_gradients
 from saekern.ops.nearest import NearestPair, nearest, nearest_top
 from saekern.ops.row_topk import row_topk
 from saekern.ops.topk_encode import LatentOrder, topk_encode, topk_encode_aux
+from saekern.ops.unexplained_variance import unexplained_variance
 
 __all__ = [
     "LatentOrder",
@@ -18,4 +19,5 @@ __all__ = [
     "row_topk",
     "topk_encode",
     "topk_encode_aux",
+    "unexplained_variance",
 ]
