@@ -47,7 +47,10 @@ class ActivationCache(ShardRows):
 
     def mean(self) -> Tensor:
         """The mean row, float32 [D], accumulated in float64."""
-        total = sum(shard[i : i + 65536].double().sum(0) for shard in self.shards for i in range(0, len(shard), 65536))
+        total = torch.zeros(self.width, dtype=torch.float64)
+        for shard in self.shards:
+            for part in shard.split(65536):
+                total += part.double().sum(0)
         return (total / len(self)).float()
 
     def snippet(self, row: int, before: int = 24, after: int = 8) -> tuple[str, str, str]:
