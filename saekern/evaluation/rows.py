@@ -45,7 +45,7 @@ def measure(sae: Any, rows: Rows, batch: int = 4096) -> RowMetrics:
     Raises:
         ValueError: no rows, or a width that is not the SAE's.
     """
-    residual, variance = 0.0, Variance()
+    residual, variance = 0.0, Variance(rows.width)
     counts = torch.zeros(_dictionary(sae, rows).shape[0], dtype=torch.int64)
     for x in batches(rows, batch):
         codes = encode(sae, x)
@@ -87,8 +87,9 @@ def pca_explained_variance(rows: Rows, k: int, batch: int = 65536) -> float:
     """
     if not 0 <= k <= rows.width:
         raise ValueError(f"k: expected 0 to {rows.width} (the rows' width), got {k}")
-    first = next(batches(rows, 1))[0].double()
-    total, scatter = torch.zeros_like(first), torch.zeros_like(first.diag())
+    first = rows.take(torch.zeros(min(1, len(rows)), dtype=torch.int64)).double()  # as in Variance
+    total = torch.zeros(rows.width, dtype=torch.float64)
+    scatter = torch.zeros(rows.width, rows.width, dtype=torch.float64)
     for x in batches(rows, batch):
         shifted = x.double() - first
         total += shifted.sum(0)
@@ -102,17 +103,16 @@ def pca_explained_variance(rows: Rows, k: int, batch: int = 65536) -> float:
 class Variance:
     """Σ‖x − x̄‖² of a stream, in float64, about its first row, so that a large common mean does not cancel digits."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         self.count, self.square = 0, 0.0
-        self.first = self.sum = torch.empty(0)
+        self.first = self.sum = torch.zeros(width, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        x = x.double()
         if self.count == 0:
-            self.first, self.sum = x[0].clone(), torch.zeros_like(x[0])
-        x = x - self.first
+            self.first = x[0].double()
+        x = x.double() - self.first
         self.count += len(x)
-        self.sum += x.sum(0)
+        self.sum = self.sum + x.sum(0)
         self.square += float(x.square().sum())
 
     def total(self) -> float:

@@ -43,7 +43,7 @@ def test_slots_that_hold_zero_do_not_count(make_sae):
 
 
 def test_a_large_common_mean_cancels_no_digits(make_sae):
-    """Planted: Σ‖x‖² − n‖x̄‖² accumulated in float32; caught."""
+    """Planted: Σ‖x‖² − n‖x̄‖² about 0 instead of the first row; caught."""
     sae = make_sae()
     x = torch.randn(300, 6).mul(64).round() / 64 + 8192.0  # exact in float32
     sae.bias = torch.full((6,), 8192.0)
@@ -81,7 +81,7 @@ def test_pca_against_the_svd(batch):
 @pytest.mark.parametrize("n", [1, 4, 60])
 def test_top_activations(sae, n, batch):
     """Against a stable sort of the dense codes. Planted: the batch's first row not added; caught for batch 1 and 7.
-    Planted: `>=` for `>` in the filter; caught by the repeated rows."""
+    Planted: equal codes in descending row order; caught by the repeated rows."""
     x = torch.randn(40, 6).mul(8).round().div(8).repeat(2, 1)  # every code occurs twice
     latents = torch.tensor([7, 0, 3, 10])
     rows, values = top_activations(sae, TensorRows(x), latents, n, batch)
