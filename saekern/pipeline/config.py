@@ -225,7 +225,7 @@ def quickstart() -> StudyConfig:
         seeds=8,
         activations=ActivationsConfig(model="tiny", context=128, sequences=4096, heldout_sequences=512),
         sae=SAEConfig(d_sae=2048, k=16),
-        train=TrainConfig(rows=520_192, batch_size=2048, lr=6e-3, decay=0.3, log_every=16, checkpoint_every=127),
+        train=TrainConfig(rows=780_288, batch_size=2048, lr=6e-3, decay=0.3, log_every=16, checkpoint_every=127),
         report=ReportConfig(title="Stability of a sparse autoencoder on a byte-level language model"),
     )
 

@@ -143,7 +143,7 @@ def frequency(results: Results, ax: "Axes") -> tuple[str, str]:
     )
     ax.set(xscale="log", xlabel="firing frequency (share of rows)", ylabel="reappearance probability p")
     ax.grid(False)
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left")
     ax.figure.colorbar(mesh, ax=ax, label="share of the latents in a column", pad=0.02).outline.set_visible(False)
     caption = (
         "Latents grouped by how often they fire; each column shows how their p is distributed, the line their mean. "
