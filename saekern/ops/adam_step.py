@@ -73,7 +73,7 @@ def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project,
     if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
         tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy, the step is elementwise
     arrays = [library.array(t) for t in tensors]
-    _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, torch.get_num_threads())
+    _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, library.threads())
     for tensor, array in zip(tensors, arrays, strict=True):
         if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:
             tensor.copy_(torch.from_numpy(array))  # other dtypes round here, once

@@ -34,7 +34,7 @@ def _double(target: Tensor, estimate: Tensor) -> bool:
 def _cpu(target, estimate):
     if _double(target, estimate):
         return reference.unexplained_variance(target, estimate)
-    error, variance = _C.unexplained_variance(library.array(target), library.array(estimate), torch.get_num_threads())
+    error, variance = _C.unexplained_variance(library.array(target), library.array(estimate), library.threads())
     return torch.tensor(error / variance, dtype=torch.float32), torch.tensor(variance, dtype=torch.float64)
 
 
@@ -57,9 +57,7 @@ def _backward_cpu(grad, target, estimate, variance):
         return reference.unexplained_variance_backward(grad, target, estimate, variance)
     out = library.output(estimate.shape)
     scale = 2 * grad.item() / variance.item()
-    _C.scaled_difference(
-        library.array(estimate), library.array(target), scale, torch.get_num_threads(), library.array(out)
-    )
+    _C.scaled_difference(library.array(estimate), library.array(target), scale, library.threads(), library.array(out))
     return out.to(estimate.dtype)
 
 

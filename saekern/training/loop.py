@@ -71,7 +71,8 @@ def train(
                 log = folder.read_log()
             else:
                 _start(position, rows, config, folder)
-            _run(position, rows, config, folder, sink, log, progress, label)
+            with ops.torch_on_one_thread():
+                _run(position, rows, config, folder, sink, log, progress, label)
         finally:
             if folder is not None:
                 folder.close()
