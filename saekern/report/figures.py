@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def draw(results: Results, folder: Path) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, (title, width, make) in FIGURES.items():
-        style = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
+        style: Any = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(width, 3.5), layout="constrained")
             caption, alt = make(results, figure.add_subplot())
