@@ -45,7 +45,7 @@ def torch_on_one_thread() -> Iterator[None]:
 
     torch's OpenMP threads spin for milliseconds after each parallel region, on cores that our pool then waits for. If
     ours do the work and torch's are small (a training step: gathers, masks) that costs more than it gains: 101 against
-    38 ms a step at D=128, F=2048, B=2048 on a busy 2-core machine.
+    31 ms a step at D=128, F=2048, B=2048 on a busy 2-core machine.
     """
     count = torch.get_num_threads()
     token = _THREADS.set(threads())
