@@ -26,14 +26,16 @@ def test_address_and_undefined_behaviour(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    installed = tmp_path / "installed"
+    build = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), "."]
     run(build, tmp_path, CFLAGS=FLAGS, CXXFLAGS=FLAGS, LDFLAGS=FLAGS)
 
-    # PYTHONPATH puts the instrumented copy before the installed package. Python itself leaks by design.
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", "tests/ops", "tests/matching"]
-    found = run(
-        tests, tmp_path, PYTHONPATH=str(tmp_path), LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0"
-    )
+    # PYTHONPATH puts the instrumented copy before the editable install. Python itself leaks by design.
+    tests = [str(Path(sys.executable).with_name("pytest")), "-q", "-x", "tests/ops", "tests/matching"]
+    environment = {"PYTHONPATH": str(installed), "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    where = run([sys.executable, "-c", "import saekern._C as c; print(c.__file__)"], tmp_path.parent, **environment)
+    assert where.startswith(str(installed))
+    found = run(tests, tmp_path, **environment)
     assert " passed" in found
 
 
