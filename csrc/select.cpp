@@ -150,8 +150,9 @@ float kth_largest_bound(const float* values, int64_t n, int64_t k) {
   int32_t high = ordered(largest(values, n));  // fewer than k exceed it
   int32_t low = ordered(-kInfinity);           // k reach it, or nothing does
   // Typical scores lie within a few binades of the largest: look there first.
-  const int32_t near = high - (1 << 25);
-  if (near > low && near < high && count_reaching(values, n, unordered(near)) >= k) low = near;
+  const int64_t near = int64_t{high} - (1 << 25);  // 64 bits: high may be −∞ already
+  if (near > low && count_reaching(values, n, unordered(static_cast<int32_t>(near))) >= k)
+    low = static_cast<int32_t>(near);
   for (int round = 0; round < 14 && low < high; ++round) {
     const auto middle = static_cast<int32_t>((static_cast<int64_t>(low) + high + 1) / 2);
     if (count_reaching(values, n, unordered(middle)) >= k) {

@@ -31,7 +31,7 @@ def test_address_and_undefined_behaviour(tmp_path):
     run(build, tmp_path, CFLAGS=FLAGS, CXXFLAGS=FLAGS, LDFLAGS=FLAGS)
 
     # PYTHONPATH puts the instrumented copy before the editable install. Python itself leaks by design.
-    tests = [str(Path(sys.executable).with_name("pytest")), "-q", "-x", "tests/ops", "tests/matching"]
+    tests = [str(Path(sys.executable).with_name("pytest")), "-q", "-x", "-s", "tests/ops", "tests/matching"]
     environment = {"PYTHONPATH": str(installed), "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     where = run([sys.executable, "-c", "import saekern._C as c; print(c.__file__)"], tmp_path.parent, **environment)
     assert where.startswith(str(installed))
