@@ -14,7 +14,7 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-
 
 @pytest.mark.slow
 def test_address_and_undefined_behaviour(tmp_path):
-    """Planted: a row read past the end of the decoder in csrc/decode.cpp; caught."""
+    """Planted: one column too many read in csrc/decode.cpp; caught. It found a signed overflow in csrc/select.cpp."""
     compiler = os.environ.get("CXX", "g++")
     # libstdc++ too: otherwise the sanitizer cannot find the real __cxa_throw and aborts at the first exception.
     libraries = [
