@@ -140,6 +140,11 @@ def verify(run: Run) -> None:
     run.check(step(run)[1])
 
 
+# OpenMP threads spin for some milliseconds after a parallel region, on a core that the next provider needs. They sleep
+# by then, so that every provider finds all cores idle and has to wake its own threads.
+PAUSE = 0.02
+
+
 def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int]) -> dict[str, Times]:
     """Times every provider in turn, A B C A B C …, for about `budget` seconds but within `rounds` (least, most).
 
@@ -155,6 +160,7 @@ def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int
         for _ in range(count):
             gc.collect()
             for name, run in runs.items():
+                time.sleep(PAUSE)
                 samples[name].append(step(run)[0])
     finally:
         if enabled:

@@ -51,14 +51,15 @@ class Pool {
       }
       job_ = &job;
       helpers_ = helpers;
-      running_ = helpers;
       ++generation_;
     }
     start_.notify_all();
     job.work(0);
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return running_ == 0; });
+    // Every item is taken: a helper that has not come by now is not waited for. It may be kept off its core for
+    // milliseconds by another library's spinning threads.
     job_ = nullptr;
+    done_.wait(lock, [this] { return active_ == 0; });
   }
 
  private:
@@ -66,14 +67,14 @@ class Pool {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      start_.wait(lock, [&] { return generation_ != seen && job_ != nullptr; });
+      start_.wait(lock, [&] { return job_ != nullptr && generation_ != seen && worker <= helpers_; });
       seen = generation_;
-      if (worker > helpers_) continue;
       Job* job = job_;
+      ++active_;
       lock.unlock();
       job->work(worker);
       lock.lock();
-      if (--running_ == 0) done_.notify_one();
+      if (--active_ == 0) done_.notify_one();
     }
   }
 
@@ -81,7 +82,7 @@ class Pool {
   std::condition_variable start_, done_;
   std::vector<std::thread> threads_;
   Job* job_ = nullptr;
-  int helpers_ = 0, running_ = 0;
+  int helpers_ = 0, active_ = 0;
   uint64_t generation_ = 0;
 };
 
