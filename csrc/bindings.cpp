@@ -23,6 +23,7 @@
 #include "row_topk.h"
 #include "segment_gradients.h"
 #include "topk_encode.h"
+#include "unexplained_variance.h"
 
 namespace py = pybind11;
 
@@ -188,6 +189,24 @@ void bind_adam_step(Array<float> param, const Array<float>& grad, Array<float> e
   adam_step(job, threads);
 }
 
+py::tuple bind_unexplained_variance(const Array<float>& target, const Array<float>& estimate, int threads) {
+  const int64_t rows = target.shape(0), width = target.shape(1);
+  Unexplained result;
+  {
+    py::gil_scoped_release nogil;
+    result = unexplained_variance(target.data(), estimate.data(), rows, width, threads);
+  }
+  return py::make_tuple(result.error, result.variance);
+}
+
+void bind_scaled_difference(const Array<float>& a, const Array<float>& b, double scale, int threads,
+                            Array<float> target) {
+  float* to = target.mutable_data();
+  const int64_t n = target.size();
+  py::gil_scoped_release nogil;
+  scaled_difference(a.data(), b.data(), n, scale, threads, to);
+}
+
 // cost [rows, columns] with any strides, so that transposed views and slices are solved where they lie.
 template <typename T>
 void bind_linear_sum_assignment(const py::array_t<T>& cost, bool maximize, int threads, Array<int64_t> assignment) {
@@ -232,6 +251,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         a("dpre_bias"));
   m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("step"), a("lr"),
         a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
+  m.def("unexplained_variance", &bind_unexplained_variance, a("target"), a("estimate"), a("threads"));
+  m.def("scaled_difference", &bind_scaled_difference, a("a"), a("b"), a("scale"), a("threads"), a("out"));
   m.def("linear_sum_assignment", &bind_linear_sum_assignment<float>, a("cost"), a("maximize"), a("threads"),
         a("assignment"));
   m.def("linear_sum_assignment", &bind_linear_sum_assignment<double>, a("cost"), a("maximize"), a("threads"),

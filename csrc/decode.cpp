@@ -13,7 +13,8 @@ namespace {
 // out += Σ_j v[j] w[j] for N rows at once: the sum is loaded and stored once for N reads of weight. `ahead` are the
 // rows of the next group: the hardware does not foresee a gather.
 template <int N>
-SAEKERN_INLINE void accumulate(const float* const* w, const float* v, const float* const* ahead, int64_t width, float* out) {
+SAEKERN_INLINE void accumulate(const float* const* w, const float* v, const float* const* ahead, int64_t width,
+                               float* out) {
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
     Lanes total = lanes(out + d);

@@ -60,10 +60,11 @@ Plan plan_tasks(const SegmentGradients& job) {
 enum Parts { kRowSums = 1, kDots = 2, kShift = 4 };
 
 // N codes of one latent: row_sum (=, or += unless `start`) Σ_j c[j] (y[j] − shift) and dot[j] = ⟨y[j], w⟩, as far as
-// `kParts` asks for them.
+// `kParts` asks for them. `ahead` and `w_ahead` are rows needed soon: most segments hold one or two codes, too short
+// for the hardware to see where the next begins (a sweep over 16384 codes of width 768: 4.4 ms without, 3.7 ms with).
 template <int kParts, int N>
-SAEKERN_INLINE void walk(const float* const* y, const float* c, const float* const* ahead, const float* shift, const float* w,
-                         const float* w_ahead, int64_t width, bool start, float* row_sum, float* dot) {
+SAEKERN_INLINE void walk(const float* const* y, const float* c, const float* const* ahead, const float* shift,
+                         const float* w, const float* w_ahead, int64_t width, bool start, float* row_sum, float* dot) {
   Lanes even[N] = {}, odd[N] = {};  // two sums for each dot: one would wait four cycles for every addition
   int64_t d = 0;
   for (; d + 2 * kLanes <= width; d += 2 * kLanes) {
@@ -97,7 +98,8 @@ SAEKERN_INLINE void walk(const float* const* y, const float* c, const float* con
 }
 
 template <int kParts>
-SAEKERN_INLINE void walk_segment(const SegmentGradients& job, const float* w, const float* w_ahead, int64_t begin, int64_t end, float* row_sum) {
+SAEKERN_INLINE void walk_segment(const SegmentGradients& job, const float* w, const float* w_ahead, int64_t begin,
+                                 int64_t end, float* row_sum) {
   const int32_t* entries = job.order.entries();
   const int64_t last = job.order.segments()[job.order.latents()] - 1;
   const auto row = [&](int64_t p) { return job.rows + job.order.row_of(entries[std::min(p, last)]) * job.width; };
@@ -122,8 +124,8 @@ SAEKERN_INLINE void walk_segment(const SegmentGradients& job, const float* w, co
   }
 }
 
-SAEKERN_CLONES void walk_segment(const SegmentGradients& job, const float* w, const float* w_ahead, int64_t begin, int64_t end,
-                                 float* row_sum) {
+SAEKERN_CLONES void walk_segment(const SegmentGradients& job, const float* w, const float* w_ahead, int64_t begin,
+                                 int64_t end, float* row_sum) {
   if (job.shift)
     walk_segment<kRowSums | kShift>(job, w, w_ahead, begin, end, row_sum);
   else if (!job.dots)

@@ -19,7 +19,7 @@ SHAPES = [
 
 
 def indices_with_hot_latent(batch: int, k: int, num_latents: int) -> Tensor:
-    """Random latents with repetitions, [B, K]; the last latent is in every row (many chunks when B is large)."""
+    """Random latents with repetitions, [B, K]; the last latent is in every row (several chunks of codes)."""
     indices = torch.randint(num_latents, (batch, k))
     if k:
         indices[:, k // 2] = num_latents - 1

@@ -54,7 +54,7 @@ class ActivationCache(ShardRows):
         return (total / len(self)).float()
 
     def snippet(self, row: int, before: int = 24, after: int = 8) -> tuple[str, str, str]:
-        """The text before a row's token, the token, the text after it, within its sequence (an excluded BOS left out)."""
+        """The text before a row's token, the token, and the text after it, within its sequence (no excluded BOS)."""
         tokens = self._need_tokens()
         if not 0 <= row < len(self):
             raise IndexError(f"row: expected 0 to {len(self) - 1}, got {row}")

@@ -138,7 +138,7 @@ def _plan(
         "model": str(model.cfg.model_name),
         "model_sha256": _model_hash(model),
         "hook": hook,
-        "dataset_sha256": hashlib.sha256(sequences.contiguous().numpy()).hexdigest(),
+        "dataset_sha256": hashlib.sha256(sequences.contiguous().numpy().data).hexdigest(),
         "dtype": dtype,
         "width": activations(model, hook, sequences[:1]).shape[2],
         "sequences": sequences.shape[0],

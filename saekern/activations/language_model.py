@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 TINY_NAME = "saekern-tiny"
@@ -30,6 +31,8 @@ def tiny_model() -> Any:
     )
     weights = load_file(_TINY / "model.safetensors")
     parameters = {n.replace("._original_component", ""): p for n, p in model.original_model.named_parameters()}
+    if "head.bias" in parameters:  # TransformerLens 3.9 has one, 4.3 has none
+        weights["head.bias"] = torch.zeros_like(parameters["head.bias"])
     if parameters.keys() != weights.keys():
         raise RuntimeError(f"unexpected parameters in TransformerLens: {sorted(parameters.keys() ^ weights.keys())}")
     for name, parameter in parameters.items():

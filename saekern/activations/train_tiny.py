@@ -135,8 +135,8 @@ class Windows:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, constant, then linear to 0 over the last 35 %."""
-    decay = 0.35 * steps
+    """Linear warm-up over 200 steps, constant, then linear to 0 over the last quarter."""
+    decay = 0.25 * steps
     return peak * min((step + 1) / 200, (steps - step) / decay, 1.0)
 
 
@@ -231,7 +231,7 @@ def freeze(out: Path, recipe: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("tiny"), help="folder for checkpoint, weights and record")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=2680)
     parser.add_argument("--batch", type=int, default=32, help="windows a step, of 128 bytes each")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

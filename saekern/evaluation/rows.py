@@ -45,7 +45,7 @@ def measure(sae: Any, rows: Rows, batch: int = 4096) -> RowMetrics:
     Raises:
         ValueError: no rows, or a width that is not the SAE's.
     """
-    residual, variance = 0.0, Variance()
+    residual, variance = 0.0, Variance(rows.width)
     counts = torch.zeros(_dictionary(sae, rows).shape[0], dtype=torch.int64)
     for x in batches(rows, batch):
         codes = encode(sae, x)
@@ -87,12 +87,13 @@ def pca_explained_variance(rows: Rows, k: int, batch: int = 65536) -> float:
     """
     if not 0 <= k <= rows.width:
         raise ValueError(f"k: expected 0 to {rows.width} (the rows' width), got {k}")
-    first, total, scatter = None, 0, 0
+    first = rows.take(torch.zeros(min(1, len(rows)), dtype=torch.int64)).double()  # as in Variance
+    total = torch.zeros(rows.width, dtype=torch.float64)
+    scatter = torch.zeros(rows.width, rows.width, dtype=torch.float64)
     for x in batches(rows, batch):
-        first = x[0].double() if first is None else first
         shifted = x.double() - first
-        total = total + shifted.sum(0)
-        scatter = scatter + shifted.T @ shifted
+        total += shifted.sum(0)
+        scatter += shifted.T @ shifted
     mean = total / len(rows)
     eigenvalues = torch.linalg.eigvalsh(scatter / len(rows) - torch.outer(mean, mean)).flip(0).clamp(min=0)
     everything = float(eigenvalues.sum())
@@ -102,18 +103,16 @@ def pca_explained_variance(rows: Rows, k: int, batch: int = 65536) -> float:
 class Variance:
     """Σ‖x − x̄‖² of a stream, in float64, about its first row, so that a large common mean does not cancel digits."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         self.count, self.square = 0, 0.0
-        self.first: Tensor | None = None
-        self.sum: Tensor | None = None
+        self.first = self.sum = torch.zeros(width, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        x = x.double()
-        if self.first is None:
-            self.first, self.sum = x[0].clone(), torch.zeros_like(x[0])
-        x = x - self.first
+        if self.count == 0:
+            self.first = x[0].double()
+        x = x.double() - self.first
         self.count += len(x)
-        self.sum += x.sum(0)
+        self.sum = self.sum + x.sum(0)
         self.square += float(x.square().sum())
 
     def total(self) -> float:

@@ -2,9 +2,11 @@
 
 from saekern.ops.adam_step import adam_step
 from saekern.ops.decode import RowGradients, decode, decode_row_gradients
+from saekern.ops.library import torch_on_one_thread
 from saekern.ops.nearest import NearestPair, nearest, nearest_top
 from saekern.ops.row_topk import row_topk
 from saekern.ops.topk_encode import LatentOrder, topk_encode, topk_encode_aux
+from saekern.ops.unexplained_variance import unexplained_variance
 
 __all__ = [
     "LatentOrder",
@@ -18,4 +20,6 @@ __all__ = [
     "row_topk",
     "topk_encode",
     "topk_encode_aux",
+    "torch_on_one_thread",
+    "unexplained_variance",
 ]

@@ -62,6 +62,8 @@ def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, pr
         project=project,
         normalize=normalize,
     )
+    # So that autograd refuses stale saved copies: the dispatcher does not count changes made inside an op.
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
 def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
@@ -71,11 +73,11 @@ def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project,
     if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
         tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy, the step is elementwise
     arrays = [library.array(t) for t in tensors]
-    _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, torch.get_num_threads())
+    _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, library.threads())
     for tensor, array in zip(tensors, arrays, strict=True):
         if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:
             tensor.copy_(torch.from_numpy(array))  # other dtypes round here, once
-    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))  # so that autograd refuses stale saved copies
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
 def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):

@@ -113,7 +113,7 @@ def _cpu(values, indices, weight, bias, offsets, entries, segments):
         return _reference(values, indices, weight, bias, offsets, entries, segments)
     out = library.output((values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
     arrays = map(library.array, (values, indices, weight, bias, offsets))
-    _C.decode(*arrays, torch.get_num_threads(), out.numpy())
+    _C.decode(*arrays, library.threads(), out.numpy())
     return out.to(weight.dtype)
 
 
@@ -145,7 +145,7 @@ def _backward_cpu(grad, values, indices, weight, offsets, entries, segments, nee
     shapes = (values.shape, weight.shape, weight.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
     arrays = map(library.array, (grad, values, indices, weight, offsets, entries, segments))
-    _C.decode_backward(*arrays, None, torch.get_num_threads(), *map(library.array, outs))
+    _C.decode_backward(*arrays, None, library.threads(), *map(library.array, outs))
     return tuple(library.rounded(out, weight.dtype) for out in outs)
 
 
@@ -171,7 +171,7 @@ def _row_gradients_reference(grad, values, indices, weight, offsets, entries, se
 def _row_gradients_cpu(grad, values, indices, weight, offsets, entries, segments):
     if weight.dtype == torch.float64:
         return _row_gradients_reference(grad, values, indices, weight, offsets, entries, segments)
-    threads = torch.get_num_threads()
+    threads = library.threads()
     if entries is None:
         entries = torch.empty(indices.numel(), dtype=torch.int32)
         segments = torch.empty(weight.shape[0] + 1, dtype=torch.int32)

@@ -55,14 +55,14 @@ def _nearest_cpu(a, b):
         return reference.nearest(a, b)
     sizes = (a.shape[0], a.shape[0], b.shape[0], b.shape[0])
     out = [torch.empty(n, dtype=t) for n, t in zip(sizes, 2 * (torch.float32, torch.int64), strict=True)]
-    _C.nearest(library.array(a), library.array(b), *(t.numpy() for t in out), torch.get_num_threads())
+    _C.nearest(library.array(a), library.array(b), *(t.numpy() for t in out), library.threads())
     return tuple(out)
 
 
 def _nearest_top_cpu(a, b, m):
     if a.dtype == torch.float64:
         return reference.nearest_top(a, b, m)
-    threads = torch.get_num_threads()
+    threads = library.threads()
     a_rows, b_rows = library.array(a), library.array(b)
     a_scale, b_scale = torch.empty(a.shape[0]).numpy(), torch.empty(b.shape[0]).numpy()
     _C.inverse_norms(a_rows, a_scale, threads)

@@ -147,12 +147,12 @@ def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
         aux_values.numpy(),
         aux_indices.numpy(),
         relu,
-        torch.get_num_threads(),
+        library.threads(),
     )
     entries = torch.empty(indices.numel() if order else 0, dtype=torch.int32)
     segments = torch.empty(weight.shape[0] + 1 if order else 0, dtype=torch.int32)
     if order:
-        _C.latent_order(indices.numpy(), weight.shape[0], torch.get_num_threads(), entries.numpy(), segments.numpy())
+        _C.latent_order(indices.numpy(), weight.shape[0], library.threads(), entries.numpy(), segments.numpy())
     return values.to(x.dtype), indices, aux_values.to(x.dtype), aux_indices, entries, segments
 
 
@@ -189,7 +189,7 @@ def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments,
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
     arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, entries, segments))
-    _C.topk_encode_backward(*arrays, relu, torch.get_num_threads(), *map(library.array, outs))
+    _C.topk_encode_backward(*arrays, relu, library.threads(), *map(library.array, outs))
     return tuple(library.rounded(out, x.dtype) for out in outs)
 
 

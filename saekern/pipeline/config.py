@@ -24,7 +24,7 @@ class ActivationsConfig:
     model: str = "tiny"
     """"tiny" (ships with the package) or a model name that TransformerLens knows."""
 
-    hook: str = "blocks.2.hook_resid_post"
+    hook: str = "blocks.1.hook_resid_post"
     """Hook point whose activations are the rows."""
 
     tokens: str | None = None
@@ -225,7 +225,7 @@ def quickstart() -> StudyConfig:
         seeds=8,
         activations=ActivationsConfig(model="tiny", context=128, sequences=4096, heldout_sequences=512),
         sae=SAEConfig(d_sae=2048, k=16),
-        train=TrainConfig(rows=1_048_576, batch_size=2048, lr=1e-3, snapshots=(0,), log_every=50, checkpoint_every=256),
+        train=TrainConfig(rows=780_288, batch_size=2048, lr=6e-3, decay=0.3, log_every=16, checkpoint_every=127),
         report=ReportConfig(title="Stability of a sparse autoencoder on a byte-level language model"),
     )
 

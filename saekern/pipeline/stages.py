@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=_training_settings(config, plain, i),
                 reads=rows["train"],
                 outputs=(f"seeds/{name}",),
-                run=lambda work, i=i: _train(sources, i, work, progress),
+                run=partial(_train, sources, i, progress),
                 external=external,
             )
         )
@@ -64,7 +65,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
                 settings=evaluation | {"min_firings": config.stability.min_firings},
                 reads=(*rows["heldout"], f"train/{name}"),
                 outputs=(f"results/seeds/{name}.json", f"results/seeds/{name}.safetensors"),
-                run=lambda work, i=i: measure.evaluate(sources, i, work),
+                run=partial(measure.evaluate, sources, i),
                 external=external,
             )
         )
@@ -134,7 +135,7 @@ def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -
     return {"sae": plain["sae"], "train": train, **seeds}
 
 
-def _train(sources: Sources, index: int, work: Path, progress: bool) -> None:
+def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
     config = sources.config
     sae = TopKSAE(
         sources.rows.width,

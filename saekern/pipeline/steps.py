@@ -150,7 +150,7 @@ class StudyFolder:
         started = time.time()
         with plain_errors(step.name, self.path):
             step.run(work)
-            files = {}
+            files: dict[str, Any] = {}
             for output in step.outputs:
                 source = work / Path(output).name
                 files |= _outputs(source if source.exists() else self.path / output, output)

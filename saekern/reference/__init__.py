@@ -5,6 +5,7 @@ from saekern.reference.decode import decode, decode_backward, decode_row_gradien
 from saekern.reference.nearest import cosines, nearest, nearest_top
 from saekern.reference.row_topk import row_topk
 from saekern.reference.topk_encode import topk_encode, topk_encode_aux, topk_encode_backward
+from saekern.reference.unexplained_variance import unexplained_variance, unexplained_variance_backward
 
 __all__ = [
     "adam_step",
@@ -19,4 +20,6 @@ __all__ = [
     "topk_encode",
     "topk_encode_aux",
     "topk_encode_backward",
+    "unexplained_variance",
+    "unexplained_variance_backward",
 ]

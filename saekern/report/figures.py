@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,11 @@ def draw(results: Results, folder: Path) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, (title, width, make) in FIGURES.items():
-        style = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
+<<<<<<< HEAD
+        style: dict[Any, Any] = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
+=======
+        style: Any = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
+>>>>>>> study
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(width, 3.5), layout="constrained")
             caption, alt = make(results, figure.add_subplot())
@@ -143,7 +147,7 @@ def frequency(results: Results, ax: "Axes") -> tuple[str, str]:
     )
     ax.set(xscale="log", xlabel="firing frequency (share of rows)", ylabel="reappearance probability p")
     ax.grid(False)
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left")
     ax.figure.colorbar(mesh, ax=ax, label="share of the latents in a column", pad=0.02).outline.set_visible(False)
     caption = (
         "Latents grouped by how often they fire; each column shows how their p is distributed, the line their mean. "
@@ -172,7 +176,7 @@ def cosine(results: Results, ax: "Axes") -> tuple[str, str]:
     occupied = np.flatnonzero(arrays["cosine_histogram"] + arrays["null_histogram"])
     left = edges[occupied[0]] if occupied.size else 0.0
     ax.set(xlim=(min(0.0, left), 1.0), xlabel="best cosine in another seed", ylabel="share of latents")
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, columnspacing=1.2, handlelength=1.4)
     caption = (
         "For every live latent and every other seed, the largest cosine with a decoder row there. "
         f"The median is {number(stability['raw']['cosine_quantiles']['0.5'], 3)} between seeds and "
@@ -221,8 +225,8 @@ def distance(results: Results, ax: "Axes") -> tuple[str, str]:
         ax.annotate("", (end, row), (start, row), arrowprops={"arrowstyle": "-|>", "color": BLUE, "lw": 2})
         ax.plot(start, row, "o", ms=9, mfc="none", mec=GREY, mew=2)
         ax.plot(end, row, "o", ms=9, color=BLUE)
-        ax.text(start, row - 0.16, f"D(0) = {start:.3f}", ha="center")
-        ax.text(end, row - 0.16, f"D(end) = {end:.3f}", ha="center")
+        ax.text(start, row + 0.2, f"D(0) = {start:.3f}", ha="center", va="center")  # below: the two may be close
+        ax.text(end, row - 0.2, f"D(end) = {end:.3f}", ha="center", va="center")
     ax.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - 0.5, -0.6), xlim=(-0.08, 1.08))
     ax.set_xlabel("mean cosine distance between matched latents")
     caption = (

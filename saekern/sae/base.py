@@ -129,19 +129,3 @@ def latent_rows(rows: Tensor, requires_grad: bool = True) -> nn.Parameter:
     """The encoder parameter [D, F] over contiguous rows [F, D]: a leaf with stride (1, D), so that each latent is one
     contiguous row for the ops, and `parameter.T` is free. The layout survives Adam, `.to`, deepcopy and loading."""
     return nn.Parameter(rows.t(), requires_grad)
-
-
-def unexplained(target: Tensor, estimate: Tensor) -> Tensor:
-    """Fraction of variance unexplained, Σ‖t − e‖² / Σ‖t − mean t‖² over rows [B, D]; the denominator is a constant for
-    the gradient, and 1 where it is 0 (one row, or all equal).
-
-    Sums over rows run in float64, so that the order in which threads add does not reach the float32 result.
-    """
-    wide = torch.promote_types(target.dtype, torch.float32)
-    target, estimate = target.to(wide), estimate.to(wide)
-    error = nn.functional.mse_loss(estimate, target, reduction="none").sum(1).sum(dtype=torch.float64)
-    with torch.no_grad():
-        mean = (target.sum(0, dtype=torch.float64) / max(target.shape[0], 1)).to(wide)
-        variance = (target - mean).square().sum(1).sum(dtype=torch.float64)
-        variance = torch.where(variance == 0, 1, variance)
-    return (error / variance).to(wide)

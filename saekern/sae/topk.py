@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from saekern import ops
 from saekern.ops.topk_encode import encode
-from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows, unexplained
+from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
 
 
 class TopKSAE(SAE):
@@ -117,10 +117,10 @@ class TopKSAE(SAE):
             rows, self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec, dead=dead if k_aux else None, k_aux=k_aux
         )
         x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
-        fvu = unexplained(rows, x_hat)
+        fvu = ops.unexplained_variance(rows, x_hat)
         if dead is not None and k_aux:
             estimate = ops.decode(aux_values, aux_indices, self.W_dec)
-            auxk = self.aux_coefficient * unexplained((rows - x_hat).detach(), estimate)
+            auxk = self.aux_coefficient * ops.unexplained_variance((rows - x_hat).detach(), estimate)
             auxk = torch.where(dead.any(), auxk, 0)
         else:
             auxk = fvu.new_zeros(())

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saekern import ops
 from saekern.activations import Rows
 from saekern.sae import SAE, Loss
-from saekern.sae.base import unexplained
 from saekern.training.checkpoint import Folder, Position
 from saekern.training.config import TrainConfig
 from saekern.training.loggers import open_logger
@@ -71,7 +71,8 @@ def train(
                 log = folder.read_log()
             else:
                 _start(position, rows, config, folder)
-            _run(position, rows, config, folder, sink, log, progress, label)
+            with ops.torch_on_one_thread():
+                _run(position, rows, config, folder, sink, log, progress, label)
         finally:
             if folder is not None:
                 folder.close()
@@ -173,7 +174,7 @@ def _line(
 ) -> dict[str, Any]:
     line = {"step": step, "rows": seen, "lr": lr, "loss": loss.total.item()}
     line |= {name: term.item() for name, term in loss.terms.items()}
-    line["ev"] = 1 - unexplained(batch, loss.x_hat).item()
+    line["ev"] = 1 - ops.unexplained_variance(batch, loss.x_hat).item()
     line["l0"] = int((loss.codes.values > 0).sum()) / batch.shape[0]
     line["dead"] = int(dead.sum())
     if norm is not None:

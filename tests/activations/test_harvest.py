@@ -31,7 +31,7 @@ def everything(cache):
 @pytest.mark.parametrize("shard_rows", [1, 28, 10_000])
 @pytest.mark.parametrize("exclude_bos", [True, False])
 def test_rows_are_what_the_hook_saw(stub, sequences, tmp_path, batch, shard_rows, exclude_bos):
-    """Planted: `kept` split by batch without the shard's offset; caught for shard_rows 1 and 28."""
+    """Planted: every shard masked as the first one is; caught."""
     cache = make(stub, sequences, tmp_path, batch=batch, shard_rows=shard_rows, exclude_bos=exclude_bos)
     want = stub.expected(sequences)[:, 1 if exclude_bos else 0 :].flatten(0, 1)
     assert torch.equal(everything(cache), want)
@@ -83,7 +83,7 @@ class Killed(BaseException):
 def test_killed_at_every_file_operation(stub, sequences, tmp_path, monkeypatch):
     """Each rename is once not reached and once the last thing done; the cache ends the same as without a kill.
 
-    Planted: shards written in place instead of renamed; caught. Planted: tokens written after the manifest; caught."""
+    Planted: files first begun under their own name; caught. Planted: tokens written after the manifest; caught."""
     whole = make(stub, sequences, tmp_path / "whole")
     names = sorted(file.name for file in whole.path.iterdir())
     replace = os.replace

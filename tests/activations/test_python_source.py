@@ -21,15 +21,15 @@ def test_splits_are_disjoint_files():
 
 
 def test_sequences_are_windows_of_the_files():
-    """Planted: the file's last window read past the phase; caught."""
-    sequences = python_source_sequences("heldout", 33, 50, seed=1)
-    assert sequences.shape == (50, 33)
+    """Planted: windows cut from all files joined; caught."""
+    sequences = python_source_sequences("heldout", 1025, 500, seed=1)
+    assert sequences.shape == (500, 1025)
     assert sequences.dtype == torch.int64
     assert not sequences[:, 0].any()
     text = b"\0".join(data for _, data in python_source_files("heldout"))
     assert all(bytes(line) in text for line in sequences[:, 1:].tolist())
-    assert torch.equal(sequences, python_source_sequences("heldout", 33, 50, seed=1))
-    assert not torch.equal(sequences, python_source_sequences("heldout", 33, 50, seed=2))
+    assert torch.equal(sequences, python_source_sequences("heldout", 1025, 500, seed=1))
+    assert not torch.equal(sequences, python_source_sequences("heldout", 1025, 500, seed=2))
     assert python_source_sequences("heldout", 33, 0, seed=1).shape == (0, 33)
 
 
@@ -42,7 +42,7 @@ def test_sequence_arguments():
 
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_ngram_against_dictionaries(order):
-    """Planted: the distinct count taken over all training bytes instead of those after h; caught for 2 and 4."""
+    """Planted: T(h) = 3 for every h; caught."""
     train, heldout = [b"abracadabra", b"abba", b""], [b"abrax", b"a"]
     counts = defaultdict(Counter)
     for data in train:

@@ -8,7 +8,7 @@ from saekern import ops, reference
 
 SHAPES = [(1, 1), (1, 17), (7, 1), (3, 16), (5, 31), (64, 64), (33, 257), (300, 65), (0, 4), (4, 0)]
 VECTORS = [(0,), (1,), (13,), (4096,), (40_000,)]
-SETTINGS = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+SETTINGS = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-4}
 
 
 def state(shape, dtype=torch.float32):
@@ -25,9 +25,9 @@ def state(shape, dtype=torch.float32):
 def assert_step_within_bound(before, after, step, project, normalize, **settings):
     """One step from the same state in float64, and how far float32 may be from it.
 
-    With u = 2⁻²⁴ and n columns: a sum of n products is off by (n + 2) u Σ|products|, so that the projected gradient is
-    off by dg ≤ u (|g| + |c w|) · 4 + (2n + 6) u |w| Σ|g w| / ‖w‖²; m by β₁… and so on through each formula, first order
-    in u and doubled."""
+    With u = 2⁻²⁴ and n columns, a sum of n products is off by (n + 2) u Σ|products|, so the projected gradient by
+    dg ≤ 2u (|g| + |c w|) + (2n + 6) u |w| Σ|g w| / ‖w‖², and that error goes on through each formula; first order
+    in u, doubled."""
     u = 2 * UNIT
     w, g, m, v = (t.double() for t in before)
     n = w.shape[-1]
@@ -73,8 +73,8 @@ def assert_step_within_bound(before, after, step, project, normalize, **settings
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_step_is_within_its_bound(shape, dtype, project, normalize):
-    """Five steps, each from the state the last one left. Planted: bias correction of the first moment with step − 1;
-    the norm's tail columns lost; the projection taken from the updated row; eps inside the root. All caught."""
+    """Five steps, each from the state the last one left. Planted: bias correction of the first moment with step + 1;
+    tail columns left out of the norm; a projection 0.01 % short; eps inside the root. All caught."""
     tensors = state(shape, dtype)
     for step in range(1, 6):
         tensors[1] = (torch.randn(shape) * (torch.arange(shape[0])[:, None] != 1)).to(dtype)
@@ -101,7 +101,7 @@ def test_follows_torch_adam_with_projection_and_normalisation():
     tensors[2].zero_()
     tensors[3].zero_()
     twin = tensors[0].double().requires_grad_()
-    optimiser = torch.optim.Adam([twin], lr=SETTINGS["lr"], betas=(0.9, 0.999), eps=1e-8)
+    optimiser = torch.optim.Adam([twin], lr=SETTINGS["lr"], betas=(0.9, 0.999), eps=SETTINGS["eps"])
     drift = 0.0
     for step in range(1, 31):
         tensors[1] = torch.randn(40, 33)
@@ -160,7 +160,7 @@ def test_same_bits_for_any_thread_count(shape, row_operations):
 
 @pytest.mark.parametrize("row_operations", [False, True])
 def test_an_encoder_stored_transposed(row_operations):
-    """[D, F] with stride (1, D), as SAE encoders are kept: updated in place, whether or not that needs a copy."""
+    """[D, F] with stride (1, D), as SAE encoders are kept: updated in place, without a copy or with one."""
     plain = state((30, 21))
     strided = [t.t().contiguous().t() for t in plain]
     places = [t.data_ptr() for t in strided]

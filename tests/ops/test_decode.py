@@ -52,8 +52,8 @@ def test_value_and_gradients(shape, dtype, ragged):
 
 
 def test_a_latent_in_every_row_is_summed_in_chunks():
-    """2100 codes are nine chunks; some latents stay empty and get zero rows. Planted: partial sums of the third chunk
-    on dropped; caught."""
+    """2100 codes are nine chunks; some latents stay empty and get zero rows. Planted: the partial sums of the third
+    chunk on dropped; caught."""
     values, indices, weight, bias, _, upstream = problem(2100, 3, 19, 6000)
     got = gradients(lambda v, w, b: ops.decode(v, indices, w, b), values, weight, bias, upstream)
     exact = [t.double() for t in (values, weight, bias, upstream)]
@@ -112,7 +112,7 @@ def test_a_given_order_gives_the_same_bits():
 @pytest.mark.parametrize(("count", "latents"), [(0, 3), (1, 1), (1000, 7), (100_000, 999), (70_000, 33_000)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_latent_order(count, latents, threads):
-    """Also where several threads count. Planted: the prefix sum ran over chunks before latents; caught."""
+    """Also where several threads count (100,000 codes). Planted: the later chunks not counted; caught."""
     indices = torch.randint(latents, (count,))
     entries, segments = torch.empty(count, dtype=torch.int32), torch.empty(latents + 1, dtype=torch.int32)
     _C.latent_order(indices.numpy(), latents, threads, entries.numpy(), segments.numpy())
@@ -123,7 +123,7 @@ def test_latent_order(count, latents, threads):
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_same_bits_for_any_thread_count(ragged):
-    """Planted: partial sums added in the order in which threads finished; caught."""
+    """Planted: two partial sums exchanged when the number of threads is odd; caught."""
     values, indices, weight, bias, offsets, upstream = problem(1500, 7, 67, 700, ragged=ragged)
     results = []
     before = torch.get_num_threads()

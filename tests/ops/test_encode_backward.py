@@ -89,21 +89,24 @@ def test_nan_passes_the_mask():
     assert dbias.isfinite().all()
 
 
+@pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("k_aux", [1, 7, 31])
 @pytest.mark.parametrize("dead_count", [0, 5, 30])
-def test_aux_gradients_reach_the_encoder(k_aux, dead_count):
-    """Slots beyond the dead latents carry none. Planted: the order of the main codes used for both; caught."""
+def test_aux_gradients_reach_the_encoder(k_aux, dead_count, relu):
+    """Slots beyond the number of dead latents carry none. Planted: the padding not masked; caught."""
     tensors = problem(17, 13, 37)
     dead = torch.zeros(37, dtype=torch.bool)
     dead[torch.randperm(37)[:dead_count]] = True
     leaves = [t.clone().requires_grad_() for t in tensors]
     x, weight, bias, pre_bias = leaves
-    values, indices, aux_values, aux_indices = ops.topk_encode_aux(x, weight, bias, 4, dead, k_aux, pre_bias=pre_bias)
+    values, indices, aux_values, aux_indices = ops.topk_encode_aux(
+        x, weight, bias, 4, dead, k_aux, pre_bias=pre_bias, relu=relu
+    )
     upstream, aux_upstream = torch.randn(17, 4), torch.randn(17, k_aux)
     torch.autograd.backward([values, aux_values], [upstream, aux_upstream])
     every = torch.cat([values, aux_values], 1).detach()
     grad = torch.cat([upstream, torch.where(dead[aux_indices], aux_upstream, 0)], 1)
-    check(tensors, [leaf.grad for leaf in leaves], grad, every, torch.cat([indices, aux_indices], 1))
+    check(tensors, [leaf.grad for leaf in leaves], grad, every, torch.cat([indices, aux_indices], 1), relu)
 
 
 def backward(tensors, grad, values, indices, order=(None, None), relu=True, need=(True,) * 4):

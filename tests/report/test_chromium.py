@@ -32,7 +32,7 @@ def console(process: subprocess.CompletedProcess) -> list[str]:
 
 
 def test_figures_draw_and_the_console_is_silent(written, tmp_path):
-    """Planted: `svg` without content, a reference to a missing picture, a throw in the script; each caught."""
+    """Planted: `svg` without content, a throw in the script; both caught."""
     process = browse(tmp_path / "profile", "--dump-dom", (written / "report.html").as_uri())
     drawn = re.findall(r'<figure id="(\w+)" data-drawn="yes"', process.stdout)
     assert drawn == list(FIGURES)

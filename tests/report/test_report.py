@@ -60,7 +60,7 @@ def test_page_is_well_formed(written):
 def test_hostile_text_is_shown_and_not_run(written):
     """The contexts hold a script element, control bytes, a right-to-left override, a lone surrogate.
 
-    Planted: `before` written unescaped; caught."""
+    Planted: characters that show written unescaped; caught."""
     page = (written / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert" in page
     assert "alert('x')</script>" not in page

@@ -53,7 +53,7 @@ def small_config(**changes):
         "sae": SAEConfig(d_sae=64, k=4),
         "train": TrainConfig(rows=4096, batch_size=256, lr=3e-3, checkpoint_every=4, log_every=8),
         "evaluation": EvaluationConfig(rows=400, ce_sequences=4),
-        "stability": StabilityConfig(assignment_seeds=2),
+        "stability": StabilityConfig(assignment_seeds=2, min_firings=12),
         "report": ReportConfig(latents=3, contexts=2),
     }
     return StudyConfig(**settings | changes)

@@ -46,7 +46,7 @@ def test_second_run_does_nothing(tmp_path):
 
 
 def test_only_what_depends_on_a_change_runs(tmp_path):
-    """Planted: key without the settings of the step; caught here."""
+    """Planted: settings not compared; caught."""
     Work(tmp_path).go()
     assert Work(tmp_path, b=2).go() == ["two"]
     assert Work(tmp_path, b=2, a=2).go() == ["one", "two"]
@@ -90,7 +90,7 @@ def test_reason_names_the_setting(tmp_path):
 def test_every_kill_is_survived(tmp_path, monkeypatch):
     """A kill before every single rename and every record: the next run ends like an undisturbed one.
 
-    Planted: the record "done" written before the moves; caught (two.txt was missing)."""
+    Planted: the record "done" written before the moves; caught."""
     replace = os.replace
     for kill_at in range(40):
         root = tmp_path / str(kill_at)
