@@ -35,11 +35,7 @@ def draw(results: Results, folder: Path) -> list[Picture]:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, (title, width, make) in FIGURES.items():
-<<<<<<< HEAD
-        style: dict[Any, Any] = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
-=======
         style: Any = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
->>>>>>> study
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(width, 3.5), layout="constrained")
             caption, alt = make(results, figure.add_subplot())
