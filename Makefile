@@ -36,10 +36,10 @@ demo: .venv/demo ## install, then run the quickstart study and write demo/report
 test: .venv/dev ## install, then run the tests (under 8 minutes on 2 cores)
 	$(PYTEST)
 
-test-slow: .venv/dev ## the tests marked slow: fuzzing, sanitizers, install modes (about 30 minutes)
+test-slow: .venv/dev ## the tests marked slow: sanitizers, install modes (about 5 minutes)
 	$(PYTEST) -m slow
 
-test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (4 minutes)
+test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (3 minutes)
 	$(PYTEST) -m slow tests/packaging
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 20 minutes, quiet machine)

@@ -103,8 +103,8 @@ def install_torch() -> None:
     say(
         f"No torch found: installing {requirement} into .venv from your pip index.\n"
         "PyTorch's default build for Linux carries CUDA (2.7 GB in 29 files when last measured). For the CPU build\n"
-        "(0.2 GB) stop this now, and before the next `make` run:\n"
-        f"  .venv/bin/python -m pip install {requirement} --index-url https://download.pytorch.org/whl/cpu"
+        "(0.2 GB) stop this now, and before the next `make` run, with the index that pytorch.org/get-started names:\n"
+        f"  .venv/bin/python -m pip install {requirement} --index-url CPU_INDEX"
     )
     say(f"Your index: {download_size(requirement)} to download.")
     subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", requirement], check=True)

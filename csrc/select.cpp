@@ -54,10 +54,18 @@ int64_t append_portable(const Block& b, float threshold, Candidate* out) {
 
 #ifdef SAEKERN_X86
 
-SAEKERN_AVX512 inline __m512 slack_of(const Block& b, int64_t i) {
-  return _mm512_fmadd_ps(_mm512_set1_ps(b.slack.row_norm), _mm512_loadu_ps(b.norm + i),
-                         _mm512_fmadd_ps(_mm512_set1_ps(b.slack.row_rounded), _mm512_loadu_ps(b.residual + i),
-                                         _mm512_set1_ps(b.slack.constant)));
+// The three constants of a row, in registers: through the struct they would be loaded again after every store.
+struct RowSlack {
+  __m512 constant, row_norm, row_rounded;
+};
+
+SAEKERN_AVX512 inline RowSlack row_slack(const Slack& slack) {
+  return {_mm512_set1_ps(slack.constant), _mm512_set1_ps(slack.row_norm), _mm512_set1_ps(slack.row_rounded)};
+}
+
+SAEKERN_AVX512 inline __m512 slack_of(const Block& b, const RowSlack& row, int64_t i) {
+  return _mm512_fmadd_ps(row.row_norm, _mm512_loadu_ps(b.norm + i),
+                         _mm512_fmadd_ps(row.row_rounded, _mm512_loadu_ps(b.residual + i), row.constant));
 }
 
 SAEKERN_AVX512 inline __m512 score_of(const Block& b, int64_t i) {
@@ -66,12 +74,13 @@ SAEKERN_AVX512 inline __m512 score_of(const Block& b, int64_t i) {
 }
 
 SAEKERN_AVX512 int64_t group_maxima_avx512(const Block& b, int64_t stride, float* maxima) {
+  const RowSlack row = row_slack(b.slack);
   int64_t count = 0;
   for (int64_t v = 0; v < b.length; v += stride * kLanes, count += kLanes) {
     __m512 best = _mm512_set1_ps(-kInfinity);
     for (int64_t i = v; i < std::min(b.length, v + stride * kLanes); i += kLanes) {
       const __mmask16 mask = b.allowed ? b.allowed[i / kLanes] : 0xffff;
-      const __m512 lower = _mm512_sub_ps(score_of(b, i), slack_of(b, i));
+      const __m512 lower = _mm512_sub_ps(score_of(b, i), slack_of(b, row, i));
       best = _mm512_mask_max_ps(best, mask, lower, best);  // of a NaN and a number maxps returns its second operand
     }
     _mm512_storeu_ps(maxima + count, best);
@@ -81,19 +90,27 @@ SAEKERN_AVX512 int64_t group_maxima_avx512(const Block& b, int64_t stride, float
 
 SAEKERN_AVX512 int64_t append_avx512(const Block& b, float threshold, Candidate* out) {
   const __m512 limit = _mm512_set1_ps(threshold);
+  const RowSlack row = row_slack(b.slack);
   int64_t count = 0;
-  for (int64_t i = 0; i < b.length; i += kLanes) {
-    const __m512 score = score_of(b, i), slack = slack_of(b, i), upper = _mm512_add_ps(score, slack);
-    const __mmask16 allowed = b.allowed ? b.allowed[i / kLanes] : 0xffff;
-    // "not less than", so that NaN stays in
-    const __mmask16 in = _mm512_mask_cmp_ps_mask(allowed, upper, limit, _CMP_NLT_UQ);
-    if (in == 0) continue;
-    alignas(64) float uppers[kLanes], lowers[kLanes];
-    _mm512_store_ps(uppers, upper);
-    _mm512_store_ps(lowers, _mm512_sub_ps(score, slack));
-    for (unsigned bits = in; bits; bits &= bits - 1) {
-      const int j = __builtin_ctz(bits);
-      out[count++] = {static_cast<int32_t>(b.first + i + j), uppers[j], lowers[j]};
+  for (int64_t i = 0; i < b.length; i += 4 * kLanes) {  // four at a time: most hold no candidate, one branch says so
+    __mmask16 in[4];
+    for (int64_t v = 0; v < 4; ++v) {
+      const __m512 upper = _mm512_add_ps(score_of(b, i + v * kLanes), slack_of(b, row, i + v * kLanes));
+      // "not less than", so that NaN stays in
+      in[v] = _mm512_cmp_ps_mask(upper, limit, _CMP_NLT_UQ);
+    }
+    uint64_t bits = static_cast<uint64_t>(in[0]) | static_cast<uint64_t>(in[1]) << 16 |
+                    static_cast<uint64_t>(in[2]) << 32 | static_cast<uint64_t>(in[3]) << 48;
+    if (b.allowed) {
+      uint64_t allowed;
+      __builtin_memcpy(&allowed, b.allowed + i / kLanes, sizeof allowed);
+      bits &= allowed;
+    }
+    for (; bits; bits &= bits - 1) {
+      const int64_t j = i + __builtin_ctzll(bits);
+      const float slack = b.slack.constant + b.slack.row_norm * b.norm[j] + b.slack.row_rounded * b.residual[j];
+      const float score = b.scores[j] + (b.bias ? b.bias[j] : 0.0f);
+      out[count++] = {static_cast<int32_t>(b.first + j), score + slack, score - slack};
     }
   }
   return count;
@@ -150,8 +167,9 @@ float kth_largest_bound(const float* values, int64_t n, int64_t k) {
   int32_t high = ordered(largest(values, n));  // fewer than k exceed it
   int32_t low = ordered(-kInfinity);           // k reach it, or nothing does
   // Typical scores lie within a few binades of the largest: look there first.
-  const int32_t near = high - (1 << 25);
-  if (near > low && near < high && count_reaching(values, n, unordered(near)) >= k) low = near;
+  const int64_t near = int64_t{high} - (1 << 25);  // 64 bits: high may be −∞ already
+  if (near > low && count_reaching(values, n, unordered(static_cast<int32_t>(near))) >= k)
+    low = static_cast<int32_t>(near);
   for (int round = 0; round < 14 && low < high; ++round) {
     const auto middle = static_cast<int32_t>((static_cast<int64_t>(low) + high + 1) / 2);
     if (count_reaching(values, n, unordered(middle)) >= k) {

@@ -14,7 +14,7 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-
 
 @pytest.mark.slow
 def test_address_and_undefined_behaviour(tmp_path):
-    """Planted: a row read past the end of the decoder in csrc/decode.cpp; caught."""
+    """Planted: one column too many read in csrc/decode.cpp; caught. It found a signed overflow in csrc/select.cpp."""
     compiler = os.environ.get("CXX", "g++")
     # libstdc++ too: otherwise the sanitizer cannot find the real __cxa_throw and aborts at the first exception.
     libraries = [
@@ -26,14 +26,16 @@ def test_address_and_undefined_behaviour(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    installed = tmp_path / "installed"
+    build = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), "."]
     run(build, tmp_path, CFLAGS=FLAGS, CXXFLAGS=FLAGS, LDFLAGS=FLAGS)
 
-    # PYTHONPATH puts the instrumented copy before the installed package. Python itself leaks by design.
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", "tests/ops", "tests/matching"]
-    found = run(
-        tests, tmp_path, PYTHONPATH=str(tmp_path), LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0"
-    )
+    # PYTHONPATH puts the instrumented copy before the editable install. Python itself leaks by design.
+    tests = [str(Path(sys.executable).with_name("pytest")), "-q", "-x", "-s", "tests/ops", "tests/matching"]
+    environment = {"PYTHONPATH": str(installed), "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    where = run([sys.executable, "-c", "import saekern._C as c; print(c.__file__)"], tmp_path.parent, **environment)
+    assert where.startswith(str(installed))
+    found = run(tests, tmp_path, **environment)
     assert " passed" in found
 
 

@@ -75,7 +75,7 @@ def test_old_or_missing_python_is_named_by_make(clone, tmp_path):
 
 @pytest.mark.slow  # makes an environment
 def test_importable_torch_is_used_and_held(clone):
-    """Planted: the .pth file not written; the script then went to the index, caught."""
+    """Planted: the .pth file not written; caught."""
     done = make_venv(clone, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
     assert done.returncode == 0, done.stderr
     assert f"Using torch {torch.__version__}" in done.stdout

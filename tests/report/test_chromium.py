@@ -1,5 +1,6 @@
 """The page in a real browser: figures drawn, no error on the console, a screenshot to look at."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +25,12 @@ QUIET = [f"--{flag}" for flag in FLAGS.split()]
 
 def browse(profile, *arguments) -> subprocess.CompletedProcess:
     command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    home = {
+        "HOME": str(profile),
+        "XDG_CONFIG_HOME": str(profile),
+        "XDG_CACHE_HOME": str(profile),
+    }  # crash reports, dconf
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=os.environ | home)
 
 
 def console(process: subprocess.CompletedProcess) -> list[str]:
