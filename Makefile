@@ -42,7 +42,7 @@ test-slow: .venv/dev ## the tests marked slow: sanitizers, install modes (about 
 test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (3 minutes)
 	$(PYTEST) -m slow tests/packaging
 
-bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 15 minutes)
+bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 20 minutes, quiet machine)
 	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench
 
 bench-peers: .venv/dev ## sparsify, SAELens, dictionary_learning, overcomplete into .venv-peers/; `make bench` then has them

@@ -70,3 +70,8 @@ def test_pictures_come_from_csv(tmp_path: Path):
     record.append(tmp_path / "cpu.csv", rows)
     assert plot.main(["--results", str(tmp_path), "--out", str(tmp_path / "plots")]) == 0
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["decode-forward-B-8-F-16-2.png"]
+
+
+def test_the_readme_shows_the_committed_results():
+    """`make results` after measuring. Planted: a digit of the README's table changed; caught."""
+    assert table.main(["--check"]) == 0
