@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-install bench bench-peers bench-quick results build lint format sdist wheel clean FORCE
+.PHONY: help demo test test-lens test-slow test-install bench bench-peers bench-quick results build lint format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,15 @@ test-slow: .venv/dev ## the tests marked slow: sanitizers, install modes (about 
 
 test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (3 minutes)
 	$(PYTEST) -m slow tests/packaging
+
+# 3.9 is laid over the packages of .venv, so that nothing heavy is installed twice.
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+test-lens: .venv/dev ## the tests that need TransformerLens, on the version of .venv and on 3.9 (2 minutes)
+	$(PYTEST) -m lens tests/activations tests/evaluation
+	$(PYTHON) -m venv .venv-tl39
+	.venv-tl39/bin/python -m pip --disable-pip-version-check install --quiet --no-deps transformer-lens==3.9.0 better-abc
+	echo 'import site; site.addsitedir("$(SITE)")' > "$$(.venv-tl39/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	.venv-tl39/bin/python -P -m pytest --basetemp=.venv-tl39/pytest -m lens tests/activations tests/evaluation
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 20 minutes, quiet machine)
 	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench
@@ -74,7 +83,7 @@ wheel: .venv/dev ## the source distribution and, built from it, the wheel, into 
 	$(BIN)/python -m build
 
 clean: ## remove everything that these commands made
-	rm -rf .venv .venv-peers build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
+	rm -rf .venv .venv-peers .venv-tl39 build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. .venv/ready holds the folder it was made in: a moved clone has wrong paths in .venv and makes it anew.
