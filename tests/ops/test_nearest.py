@@ -63,6 +63,7 @@ def test_identical_rows_everywhere():
 
 
 def test_zero_rows_score_zero():
+    """Planted: a negative best kept although a zero row would score 0; caught."""
     a, b = torch.zeros(4, 3), -torch.ones(5, 3)
     a[1] = 1  # every cosine with b is −1, except with nobody: b has no zero row
     pair = ops.nearest(a, b)
