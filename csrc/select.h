@@ -49,7 +49,7 @@ class CandidateList {
 };
 
 // A value that at least k of the n given reach, and little below the k-th largest; −infinity if there are fewer than k.
-// NaN counts as −infinity. Cheaper than finding the k-th largest itself: twelve rounds of counting, each a vector loop.
+// NaN counts as −infinity. Cheaper than finding the k-th largest itself: at most 15 vector loops that count.
 float kth_largest_bound(const float* values, int64_t n, int64_t k);
 
 // Sorts by score descending, NaN first, ties by index ascending, when ascending as an integer.
