@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -38,6 +39,16 @@ struct Job {
   std::exception_ptr error;
 };
 
+// Waits for `done` without going to sleep, for as long as a pause between two operations lasts. To wake a sleeping
+// thread costs up to a millisecond on a virtual machine, as much as a whole decoder pass; `yield` leaves the core to
+// anybody who wants it meanwhile.
+template <typename Condition>
+void linger(const Condition& done) {
+  constexpr std::chrono::microseconds kPause{300};
+  const auto until = std::chrono::steady_clock::now() + kPause;
+  while (!done() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+}
+
 class Pool {
  public:
   void run(Job& job, int helpers) {
@@ -55,26 +66,35 @@ class Pool {
     }
     start_.notify_all();
     job.work(0);
+    {
+      // Every item is taken: a helper that has not come by now is not waited for. It may be kept off its core for
+      // milliseconds by another library's spinning threads.
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = nullptr;
+    }
+    const auto finished = [this] { return active_.load(std::memory_order_acquire) == 0; };
+    linger(finished);
     std::unique_lock<std::mutex> lock(mutex_);
-    // Every item is taken: a helper that has not come by now is not waited for. It may be kept off its core for
-    // milliseconds by another library's spinning threads.
-    job_ = nullptr;
-    done_.wait(lock, [this] { return active_ == 0; });
+    done_.wait(lock, finished);
   }
 
  private:
   void loop(int worker) {
-    uint64_t seen = 0;
-    std::unique_lock<std::mutex> lock(mutex_);
+    uint64_t seen = 0;  // the last job that this worker took or found finished
     for (;;) {
-      start_.wait(lock, [&] { return job_ != nullptr && generation_ != seen && worker <= helpers_; });
+      linger([&] { return generation_.load(std::memory_order_relaxed) != seen; });
+      std::unique_lock<std::mutex> lock(mutex_);
+      start_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;
+      if (!job_ || worker > helpers_) continue;
       Job* job = job_;
       ++active_;
       lock.unlock();
       job->work(worker);
-      lock.lock();
-      if (--active_ == 0) done_.notify_one();
+      if (active_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        lock.lock();
+        done_.notify_one();
+      }
     }
   }
 
@@ -82,8 +102,9 @@ class Pool {
   std::condition_variable start_, done_;
   std::vector<std::thread> threads_;
   Job* job_ = nullptr;
-  int helpers_ = 0, active_ = 0;
-  uint64_t generation_ = 0;
+  int helpers_ = 0;
+  std::atomic<int> active_{0};
+  std::atomic<uint64_t> generation_{0};  // counts jobs
 };
 
 // Never destroyed: worker threads sleep in it until the process ends.
