@@ -4,9 +4,11 @@
 is an error instead of silently winning (see CONTRIBUTING, "Design notes").
 """
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -60,6 +62,19 @@ def torch_on_one_thread() -> Iterator[None]:
 def isa() -> str:
     """The instruction level of this processor that the C++ code uses."""
     return _C.isa()
+
+
+def kernels(op: str) -> ModuleType:
+    """`saekern.kernels.<op>`, for an op's CUDA function. Without Triton an error: never a silent slow path."""
+    try:
+        return importlib.import_module(f"saekern.kernels.{op}")
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] != "triton":
+            raise
+        raise RuntimeError(
+            f"saekern.{op} on a CUDA device needs Triton, which is not installed: pip install 'triton>=3.6',"
+            " or move the tensors to the CPU"
+        ) from missing
 
 
 def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
