@@ -117,6 +117,12 @@ def _cpu(values, indices, weight, bias, offsets, entries, segments):
     return out.to(weight.dtype)
 
 
+def _cuda(values, indices, weight, bias, offsets, entries, segments):
+    if weight.dtype == torch.float64:
+        return _reference(values, indices, weight, bias, offsets, entries, segments)
+    return library.kernels("decode").decode(values, indices, weight, bias, offsets)
+
+
 def _fake(values, indices, weight, bias, offsets, entries, segments):
     return weight.new_empty(values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1])
 
@@ -125,7 +131,7 @@ library.define(
     "decode(Tensor values, Tensor indices, Tensor weight, Tensor? bias, Tensor? offsets, Tensor? entries,"
     " Tensor? segments) -> Tensor",
     cpu=_cpu,
-    cuda=None,
+    cuda=_cuda,
     reference=_reference,
     fake=_fake,
 )
@@ -149,6 +155,13 @@ def _backward_cpu(grad, values, indices, weight, offsets, entries, segments, nee
     return tuple(library.rounded(out, weight.dtype) for out in outs)
 
 
+def _backward_cuda(grad, values, indices, weight, offsets, entries, segments, need):
+    if weight.dtype == torch.float64:
+        return _backward_reference(grad, values, indices, weight, offsets, entries, segments, need)
+    kernel = library.kernels("decode_backward").decode_backward
+    return kernel(grad, values, indices, weight, offsets, entries, segments, need)
+
+
 def _backward_fake(grad, values, indices, weight, offsets, entries, segments, need):
     shapes = (values.shape, weight.shape, weight.shape[1:])
     return tuple(weight.new_empty(s if wanted else (0,)) for s, wanted in zip(shapes, need, strict=True))
@@ -158,7 +171,7 @@ library.define(
     "decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight, Tensor? offsets, Tensor? entries,"
     " Tensor? segments, bool[3] need) -> (Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=None,
+    cuda=_backward_cuda,
     reference=_backward_reference,
     fake=_backward_fake,
 )
@@ -183,6 +196,13 @@ def _row_gradients_cpu(grad, values, indices, weight, offsets, entries, segments
     return latents, rows.to(weight.dtype), grad_values.to(values.dtype)
 
 
+def _row_gradients_cuda(grad, values, indices, weight, offsets, entries, segments):
+    if weight.dtype == torch.float64:
+        return _row_gradients_reference(grad, values, indices, weight, offsets, entries, segments)
+    kernel = library.kernels("decode_backward").decode_row_gradients
+    return kernel(grad, values, indices, weight, offsets, entries, segments)
+
+
 def _row_gradients_fake(grad, values, indices, weight, offsets, entries, segments):
     count = torch.library.get_ctx().new_dynamic_size()
     return (
@@ -196,7 +216,7 @@ library.define(
     "decode_row_gradients(Tensor grad, Tensor values, Tensor indices, Tensor weight, Tensor? offsets, Tensor? entries,"
     " Tensor? segments) -> (Tensor, Tensor, Tensor)",
     cpu=_row_gradients_cpu,
-    cuda=None,
+    cuda=_row_gradients_cuda,
     reference=_row_gradients_reference,
     fake=_row_gradients_fake,
 )

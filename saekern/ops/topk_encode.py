@@ -193,6 +193,13 @@ def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments,
     return tuple(library.rounded(out, x.dtype) for out in outs)
 
 
+def _backward_cuda(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
+    if x.dtype == torch.float64:
+        return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
+    kernel = library.kernels("topk_encode_backward").topk_encode_backward
+    return kernel(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
+
+
 def _backward_fake(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need):
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     return tuple(x.new_empty(s if wanted else (0,)) for s, wanted in zip(shapes, need, strict=True))
@@ -202,7 +209,7 @@ library.define(
     "topk_encode_backward(Tensor grad, Tensor values, Tensor indices, Tensor x, Tensor weight, Tensor? pre_bias,"
     " Tensor? entries, Tensor? segments, bool relu, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=None,
+    cuda=_backward_cuda,
     reference=_backward_reference,
     fake=_backward_fake,
 )

@@ -38,6 +38,12 @@ def _cpu(target, estimate):
     return torch.tensor(error / variance, dtype=torch.float32), torch.tensor(variance, dtype=torch.float64)
 
 
+def _cuda(target, estimate):
+    if _double(target, estimate):
+        return reference.unexplained_variance(target, estimate)
+    return library.kernels("unexplained_variance").unexplained_variance(target, estimate)
+
+
 def _fake(target, estimate):
     wide = torch.promote_types(target.dtype, torch.float32)
     return target.new_empty((), dtype=wide), target.new_empty((), dtype=torch.float64)
@@ -46,7 +52,7 @@ def _fake(target, estimate):
 library.define(
     "unexplained_variance(Tensor target, Tensor estimate) -> (Tensor, Tensor)",
     cpu=_cpu,
-    cuda=None,
+    cuda=_cuda,
     reference=reference.unexplained_variance,
     fake=_fake,
 )
@@ -61,6 +67,13 @@ def _backward_cpu(grad, target, estimate, variance):
     return out.to(estimate.dtype)
 
 
+def _backward_cuda(grad, target, estimate, variance):
+    if _double(target, estimate):
+        return reference.unexplained_variance_backward(grad, target, estimate, variance)
+    kernel = library.kernels("unexplained_variance").unexplained_variance_backward
+    return kernel(grad, target, estimate, variance)
+
+
 def _backward_fake(grad, target, estimate, variance):
     return torch.empty_like(estimate, memory_format=torch.contiguous_format)
 
@@ -68,7 +81,7 @@ def _backward_fake(grad, target, estimate, variance):
 library.define(
     "unexplained_variance_backward(Tensor grad, Tensor target, Tensor estimate, Tensor variance) -> Tensor",
     cpu=_backward_cpu,
-    cuda=None,
+    cuda=_backward_cuda,
     reference=reference.unexplained_variance_backward,
     fake=_backward_fake,
 )

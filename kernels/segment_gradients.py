@@ -1,0 +1,234 @@
+"""Gradients of sparse codes, latent by latent: every latent's codes are summed by walks over its segment of the CSC.
+
+A segment is walked in chunks of CHUNK codes. The first chunk of every latent has a program of its own; the others,
+which only hot latents have, are `overflow` programs, of which there are at most nnz / CHUNK: a bound known without
+asking the device. A split latent's chunks go to float32 partial sums, which `fold_kernel` adds in order.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from saekern.kernels.decode import Slices, slices
+from saekern.kernels.form import Form
+
+CHUNK = 128  # codes a program walks at most: a latent active in 8192 rows becomes 64 programs
+TILE = 4  # rows in flight a program; the mean segment is as short (8192 · 32 codes over 65,536 latents)
+
+
+@triton.jit
+def segment_kernel(
+    entries,  # [nnz] int32
+    segments,  # [F+1] int32
+    positions,  # [F] int32: the output row of a latent, latents without codes left out; or None: row f
+    overflow_latents,  # [overflow] int32, F where there is none
+    overflow_begins,  # [F] int32: a latent's first overflow program
+    row_table,  # [nnz] int32: the row of a code; or None: K codes a row
+    coefficients,  # [nnz]
+    rows,  # [B, D]
+    shift,  # [D], subtracted from every row, or None
+    weight,  # [F, D]; read only for dots
+    row_sums,  # [F or fewer, D] out: Σ coefficient · (row − shift); or None
+    row_partials,  # [2 overflow, D] float32
+    sums,  # [F] out: Σ coefficient; or None
+    sum_partials,  # [2 overflow] float32
+    dots,  # [slices, nnz] float32 out: ⟨row, weight[latent]⟩ over a slice, in storage order; or None
+    K,
+    D,
+    F,
+    nnz,
+    overflow,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    program = tl.program_id(0)  # overflow programs come first: the long work starts early
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    leads = program >= overflow
+    latent = tl.load(overflow_latents + program, mask=program < overflow, other=0)
+    latent = tl.where(leads, program - overflow, latent)
+    exists = latent < F
+    begin = tl.load(segments + latent, mask=exists, other=0)
+    end = tl.load(segments + latent + 1, mask=exists, other=0)
+    overflow_begin = tl.load(overflow_begins + latent, mask=exists, other=0)
+    chunk = tl.where(leads, 0, program - overflow_begin + 1)
+    first = begin + chunk * CHUNK
+    last = tl.minimum(first + CHUNK, end)
+
+    if dots is not None:
+        own = tl.load(weight + latent.to(tl.int64) * D + columns, mask=inside & exists, other=0.0).to(tl.float32)
+    if shift is not None:
+        moved = tl.load(shift + columns, mask=inside, other=0.0).to(tl.float32)
+    row_sum = tl.zeros([BLOCK_D], tl.float32)
+    sum = tl.zeros([TILE], tl.float32)
+    for start in range(first, last, TILE):
+        codes = start + tl.arange(0, TILE)
+        active = codes < last
+        entry = tl.load(entries + codes, mask=active, other=0)
+        if row_table is not None:
+            row = tl.load(row_table + entry, mask=active, other=0)
+        else:
+            row = entry // K
+        mask = active[:, None] & inside[None, :]
+        tile = tl.load(rows + row.to(tl.int64)[:, None] * D + columns[None, :], mask=mask, other=0.0)  # [TILE, BLOCK_D]
+        tile = tile.to(tl.float32)
+        if dots is not None:
+            tl.store(dots + tl.program_id(1).to(tl.int64) * nnz + entry, tl.sum(tile * own[None, :], 1), mask=active)
+        if row_sums is not None or sums is not None:
+            coefficient = tl.load(coefficients + entry, mask=active, other=0.0).to(tl.float32)
+            sum += coefficient
+            if shift is not None:
+                tile -= moved[None, :]
+            row_sum += tl.sum(coefficient[:, None] * tile, 0)
+
+    split = end - begin > CHUNK
+    slot = tl.where(leads, overflow + overflow_begin, program).to(tl.int64)
+    whole = exists & ~split
+    if positions is not None:
+        whole = whole & (end > begin)
+        target = tl.load(positions + latent, mask=whole, other=0).to(tl.int64)
+    else:
+        target = latent.to(tl.int64)
+    if row_sums is not None:
+        rounded = row_sum.to(row_sums.dtype.element_ty)
+        tl.store(row_sums + target * D + columns, rounded, mask=inside & whole)
+        tl.store(row_partials + slot * D + columns, row_sum, mask=inside & exists & split)
+    if sums is not None:
+        total = tl.sum(sum, 0)
+        once = tl.program_id(1) == 0
+        tl.store(sums + target, total.to(sums.dtype.element_ty), mask=whole & once)
+        tl.store(sum_partials + slot, total, mask=exists & split & once)
+
+
+@triton.jit
+def fold_kernel(
+    segments,
+    positions,
+    overflow_latents,
+    overflow_begins,
+    row_sums,
+    row_partials,
+    sums,
+    sum_partials,
+    D,
+    F,
+    overflow,
+    CHUNK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    program = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = columns < D
+    latent = tl.load(overflow_latents + program)
+    exists = latent < F
+    mine = exists & (tl.load(overflow_begins + latent, mask=exists, other=-1) == program)  # one program a split latent
+    begin = tl.load(segments + latent, mask=mine, other=0)
+    end = tl.load(segments + latent + 1, mask=mine, other=1)
+    count = (end - begin - 1) // CHUNK  # chunks beyond the first
+    target = latent.to(tl.int64)
+    if positions is not None:
+        target = tl.load(positions + latent, mask=mine, other=0).to(tl.int64)
+    lead = (overflow + program).to(tl.int64)
+    if row_sums is not None:
+        row_sum = tl.load(row_partials + lead * D + columns, mask=inside & mine, other=0.0)
+        for i in range(count):
+            row_sum += tl.load(row_partials + (program + i).to(tl.int64) * D + columns, mask=inside, other=0.0)
+        tl.store(row_sums + target * D + columns, row_sum.to(row_sums.dtype.element_ty), mask=inside & mine)
+    if sums is not None:
+        sum = tl.load(sum_partials + lead, mask=mine, other=0.0)
+        for i in range(count):
+            sum += tl.load(sum_partials + program + i)
+        tl.store(sums + target, sum.to(sums.dtype.element_ty), mask=mine & (tl.program_id(1) == 0))
+
+
+class Plan(NamedTuple):
+    overflow: int  # programs for chunks beyond the first, at most
+    grid: tuple[int, int]
+    fold_grid: tuple[int, int]
+    partial_rows: int  # float32 rows [D] of partial sums
+    slices: Slices
+
+
+def plan(num_codes: int, num_latents: int, width: int, dtype: torch.dtype) -> Plan:
+    overflow, cut = num_codes // CHUNK, slices(width, dtype)
+    return Plan(overflow, (overflow + num_latents, cut.count), (overflow, cut.count), 2 * overflow, cut)
+
+
+def segment_gradients(
+    entries: Tensor,
+    segments: Tensor,
+    rows: Tensor,
+    *,
+    codes_per_row: int,
+    offsets: Tensor | None = None,
+    coefficients: Tensor | None = None,
+    shift: Tensor | None = None,
+    weight: Tensor | None = None,
+    row_sums: Tensor | None = None,
+    sums: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor | None:
+    """Fills `row_sums` [F, D] = Σ coefficient · (row − shift) and `sums` [F] = Σ coefficient over each latent's codes,
+    whichever is given (with `positions`, row_sums holds the latents that have codes and no others). With `weight` it
+    returns ⟨row, weight[latent]⟩ of every code [nnz] in float32, storage order; `shift` does not go with it."""
+    num_codes, num_latents, width = entries.numel(), segments.numel() - 1, rows.shape[1]
+    overflow, grid, fold_grid, partial_rows, cut = plan(num_codes, num_latents, width, rows.dtype)
+    device = rows.device
+    if num_codes == 0:
+        for out in (row_sums, sums):
+            if out is not None:
+                out.zero_()
+        return None if weight is None else torch.zeros(0, device=device)
+    extra = (segments.diff() - 1).clamp(min=0) // CHUNK  # [F] chunks beyond the first
+    ends = extra.cumsum(0, dtype=torch.int32)
+    programs = torch.arange(overflow, dtype=torch.int32, device=device)
+    latents = torch.searchsorted(ends, programs, right=True, out_int32=True)  # [overflow], F where none is left
+    begins = ends - extra
+    table = None if offsets is None else _rows_of(offsets, num_codes)
+    row_partials = None if row_sums is None else torch.empty(partial_rows, width, device=device)
+    sum_partials = None if sums is None else torch.empty(partial_rows, device=device)
+    dots = None if weight is None else torch.empty(cut.count, num_codes, device=device)
+    with torch.cuda.device_of(rows):
+        segment_kernel[grid](
+            entries, segments, positions, latents, begins, table, coefficients, rows, shift, weight, row_sums,
+            row_partials, sums, sum_partials, dots, codes_per_row, width, num_latents, num_codes, overflow, CHUNK,
+            TILE, cut.BLOCK_D, num_warps=cut.num_warps,
+        )  # fmt: skip
+        if overflow and (row_sums is not None or sums is not None):
+            fold_kernel[fold_grid](
+                segments, positions, latents, begins, row_sums, row_partials, sums, sum_partials, width, num_latents,
+                overflow, CHUNK, cut.BLOCK_D, num_warps=cut.num_warps,
+            )  # fmt: skip
+    return None if dots is None else dots.sum(0)
+
+
+def _rows_of(offsets: Tensor, num_codes: int) -> Tensor:
+    codes = torch.arange(num_codes, device=offsets.device)
+    return torch.searchsorted(offsets, codes, right=True, out_int32=True) - 1
+
+
+def forms() -> list[Form]:
+    return [
+        _form(name, width, part) for name in ("bf16", "fp32") for width, part in ((768, "decode"), (4096, "encode"))
+    ]
+
+
+def _form(name: str, width: int, part: str) -> Form:
+    cut = slices(width, torch.bfloat16 if name == "bf16" else torch.float32)
+    pointer, whole, wide = f"*{name}", "*i32", "*fp32"
+    signature = dict.fromkeys(("entries", "segments", "overflow_latents", "overflow_begins"), whole)
+    signature |= {"coefficients": pointer, "rows": pointer, "row_sums": pointer, "row_partials": wide}
+    if part == "decode":
+        signature |= {"weight": pointer, "dots": wide}
+        absent = ("positions", "row_table", "shift", "sums", "sum_partials")
+    else:
+        signature |= {"shift": pointer, "sums": pointer, "sum_partials": wide}
+        absent = ("positions", "row_table", "weight", "dots")
+    aligned = (*signature, "D")
+    signature |= dict.fromkeys(("K", "D", "F", "nnz", "overflow"), "i32")
+    constants = dict.fromkeys(absent) | {"CHUNK": CHUNK, "TILE": TILE, "BLOCK_D": cut.BLOCK_D}
+    return Form(segment_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=128)
