@@ -18,7 +18,7 @@ struct Factors {
 SAEKERN_INLINE float dot(const float* a, const float* b, int64_t width) {
   Lanes total = {};
   int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) total += lanes(a + d) * lanes(b + d);
+  for (; d + kLanes <= width; d += kLanes) total += *lanes(a + d) * *lanes(b + d);
   float rest = 0;
   for (; d < width; ++d) rest += a[d] * b[d];
   return sum(total) + rest;

@@ -20,18 +20,18 @@ SAEKERN_INLINE void decode_slice(const Codes& codes, int64_t first, int64_t last
   const int64_t end = codes.begin(last);
   for (int64_t b = first; b < last; ++b) {
     Lanes total[N] = {};
-    for (int j = 0; bias && j < N; ++j) total[j] = lanes(bias + d + j * kLanes);
+    for (int j = 0; bias && j < N; ++j) total[j] = *lanes(bias + d + j * kLanes);
     for (int64_t i = codes.begin(b); i < codes.begin(b + 1); ++i) {
       const float value = codes.values[i];
       const float* w = weight + codes.indices[i] * width + d;
       const float* ahead = weight + codes.indices[std::min(i + kAhead, end - 1)] * width + d;
 #pragma GCC unroll 24
       for (int j = 0; j < N; ++j) {
-        total[j] += value * lanes(w + j * kLanes);
+        total[j] += value * *lanes(w + j * kLanes);
         prefetch(ahead + j * kLanes);
       }
     }
-    for (int j = 0; j < N; ++j) lanes(out + b * width + d + j * kLanes) = total[j];
+    for (int j = 0; j < N; ++j) *lanes(out + b * width + d + j * kLanes) = total[j];
   }
 }
 

@@ -19,11 +19,15 @@ constexpr int64_t kLanes = 16;
 
 // One AVX-512 register, two of AVX2 or four of SSE/NEON: the compiler splits it. A loop over plain floats would keep a
 // sum in a single order of additions, which cannot be vectorised; here the sixteen partial sums are written out, and
-// their order does not depend on the instruction set. Unaligned (rows of any width) and aliasing float.
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+// their order does not depend on the instruction set.
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-SAEKERN_INLINE Lanes& lanes(float* p) { return *reinterpret_cast<Lanes*>(p); }
-SAEKERN_INLINE const Lanes& lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+// The same in a row of any width: unaligned, and aliasing float. Reached by pointer: of a reference clang assumes that
+// it is aligned as the vector type is, whatever the typedef says, and its code faults.
+typedef float StoredLanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+
+SAEKERN_INLINE StoredLanes* lanes(float* p) { return reinterpret_cast<StoredLanes*>(p); }
+SAEKERN_INLINE const StoredLanes* lanes(const float* p) { return reinterpret_cast<const StoredLanes*>(p); }
 
 SAEKERN_INLINE float sum(const Lanes& v) {
   float half[8], quarter[4];

@@ -69,17 +69,17 @@ SAEKERN_INLINE void walk(const float* const* y, const float* c, const float* con
   int64_t d = 0;
   for (; d + 2 * kLanes <= width; d += 2 * kLanes) {
     Lanes low = {}, high = {};
-    if ((kParts & kRowSums) && !start) low = lanes(row_sum + d), high = lanes(row_sum + d + kLanes);
+    if ((kParts & kRowSums) && !start) low = *lanes(row_sum + d), high = *lanes(row_sum + d + kLanes);
     for (int j = 0; j < N; ++j) {
-      Lanes left = lanes(y[j] + d), right = lanes(y[j] + d + kLanes);
+      Lanes left = *lanes(y[j] + d), right = *lanes(y[j] + d + kLanes);
       prefetch(ahead[j] + d);
       prefetch(ahead[j] + d + kLanes);
-      if (kParts & kDots) even[j] += left * lanes(w + d), odd[j] += right * lanes(w + d + kLanes);
-      if (kParts & kShift) left -= lanes(shift + d), right -= lanes(shift + d + kLanes);
+      if (kParts & kDots) even[j] += left * *lanes(w + d), odd[j] += right * *lanes(w + d + kLanes);
+      if (kParts & kShift) left -= *lanes(shift + d), right -= *lanes(shift + d + kLanes);
       if (kParts & kRowSums) low += c[j] * left, high += c[j] * right;
     }
     if (kParts & kDots) prefetch(w_ahead + d), prefetch(w_ahead + d + kLanes);
-    if (kParts & kRowSums) lanes(row_sum + d) = low, lanes(row_sum + d + kLanes) = high;
+    if (kParts & kRowSums) *lanes(row_sum + d) = low, *lanes(row_sum + d + kLanes) = high;
   }
   float rest[N] = {};
   for (; d < width; ++d) {
