@@ -12,6 +12,7 @@ import torch
 
 from saekern.bench import machine, peak, record
 from saekern.bench.common import Absent, Bench, Run, Shape, Times, WrongAnswer, interleave, verify, words
+from saekern.ops import instruction_level
 
 NAMES = (
     "row_topk",
@@ -34,16 +35,18 @@ def main(argv: list[str] | None = None) -> int:
             parser().error(f"no bench is called {name!r}; there are {', '.join(NAMES)}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    facts = machine.facts()
-    path = options.csv or record.default_path(machine.machine_class())
+    sets = machine.used_sets(options.isa)
+    facts = machine.facts(sets)
+    path = options.csv or record.default_path(machine.machine_class(sets))
     wrong = 0
     for name in options.names or NAMES:
         benches = importlib.import_module(f"saekern.bench.{name}").BENCHES
         for index, bench in enumerate(benches):
             for shape in bench.quick if options.quick else bench.shapes:
-                rows, notes, failures = measure(name, index, bench, shape, options)
+                with instruction_level(options.isa):
+                    rows, notes, failures = measure(name, index, bench, shape, options)
                 wrong += failures
-                print(table(bench, shape, rows, notes), flush=True)
+                print(table(bench, shape, rows, notes, machine.has_bf16(sets)), flush=True)
                 if rows and not options.dry:
                     record.append(path, [facts | row for row in rows])
     return 1 if wrong else 0
@@ -55,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--quick", action="store_true", help="small shapes: seconds, not minutes")
     parse.add_argument("--budget", type=float, default=20.0, help="seconds of timing a shape (default 20)")
     parse.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    parse.add_argument(
+        "--isa",
+        default="",
+        choices=("avx512bf16", "avx512", "avx2", "portable"),
+        help="hold our screening and selection to a lesser instruction level; no peak memory then",
+    )
     parse.add_argument("--providers", default="", help="comma-separated; default all")
     parse.add_argument("--no-memory", action="store_true", help="skip peak memory (one process a provider)")
     parse.add_argument("--dry", action="store_true", help="print, but append nothing to the result file")
@@ -76,7 +85,7 @@ def measure(
     rows = [row(bench, shape, provider, runs[provider], spent, date) for provider, spent in times.items()]
     for line in rows:
         line["others"] = f"{others.cpus:.2f}"
-    if not options.no_memory:
+    if not (options.no_memory or options.isa):
         del runs, problem  # so that the children have the memory to themselves
         for line in rows:
             mib = peak.peak_mib(name, index, shape, line["provider"])
@@ -126,7 +135,7 @@ def row(bench: Bench, shape: Shape, provider: str, run: Run, times: Times, date:
     }
 
 
-def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[str]) -> str:
+def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[str], bf16: bool) -> str:
     """Providers with their ratio to ours, then every goal with the measured ratio."""
     ours = {line["provider"]: float(line["median_ms"]) for line in rows}.get("saekern")
     lines = [f"\n{bench.op} {bench.mode}  {words(shape)}  {bench.dtype}, {torch.get_num_threads()} threads"]
@@ -140,7 +149,7 @@ def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[st
     for goal in bench.goals:
         if shape in bench.shapes and goal.applies(shape):
             figures = {line["provider"]: float(line[goal.metric] or 0) for line in rows}
-            verdict, wanted = goal.verdict(figures, machine.has_bf16()), goal.words(machine.has_bf16())
+            verdict, wanted = goal.verdict(figures, bf16), goal.words(bf16)
             if verdict is None:
                 lines.append(f"  goal {wanted}, {goal.metric}: not measured")
             else:

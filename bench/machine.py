@@ -27,23 +27,31 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(name for name in NOTED_SETS if name in flags)
 
 
-def has_bf16() -> bool:
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()))
+BF16_SETS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def machine_class() -> str:
+def used_sets(level: str) -> tuple[str, ...]:
+    """The instruction sets that our code uses when it is held to a level; all of the processor's for ""."""
+    kept = {"": NOTED_SETS, "avx512bf16": NOTED_SETS, "avx512": ("avx2", "avx512f"), "avx2": ("avx2",), "portable": ()}
+    return tuple(name for name in instruction_sets() if name in kept[level])
+
+
+def has_bf16(sets: tuple[str, ...]) -> bool:
+    return bool(BF16_SETS & set(sets))
+
+
+def machine_class(sets: tuple[str, ...]) -> str:
     """The name of the result file: alike machines share one, e.g. cpu-amd-epyc-avx512_bf16-2-threads."""
-    sets = instruction_sets()
     model = re.sub(r"\(.*?\)|@.*|\b(cpu|processor|\d+-core)\b", " ", cpu_model().lower())
     words = [*re.findall(r"[a-z0-9]+", model), sets[-1] if sets else platform.machine()]
     return "-".join(["cpu", *words, str(torch.get_num_threads()), "threads"])
 
 
-def facts() -> dict[str, str]:
+def facts(sets: tuple[str, ...]) -> dict[str, str]:
     """The columns that are the same for every row of a session."""
     return {
         "device": cpu_model(),
-        "instruction_sets": " ".join(instruction_sets()),
+        "instruction_sets": " ".join(sets),
         "threads": str(torch.get_num_threads()),
         "saekern": __version__,
         "torch": torch.__version__,

@@ -59,9 +59,27 @@ def torch_on_one_thread() -> Iterator[None]:
         _THREADS.reset(token)
 
 
+_LEVEL: ContextVar[str] = ContextVar("saekern_instruction_level", default="")
+
+
 def isa() -> str:
-    """The instruction level of this processor that the C++ code uses."""
-    return _C.isa()
+    """The instruction level that the C++ code uses: the processor's best, unless `instruction_level` asks for less."""
+    return _LEVEL.get() or _C.isa()
+
+
+@contextmanager
+def instruction_level(name: str) -> Iterator[None]:
+    """Inside, the ops that choose among products by hand (topk_encode, row_topk, nearest) use "avx512bf16", "avx512",
+    "avx2" or "portable". Results are the same bits; it is for measuring what a lesser processor would do.
+
+    Raises:
+        ValueError: the processor has less, or there is no such level; by the first op that runs.
+    """
+    token = _LEVEL.set(name)
+    try:
+        yield
+    finally:
+        _LEVEL.reset(token)
 
 
 def kernels(op: str) -> ModuleType:

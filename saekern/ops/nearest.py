@@ -55,7 +55,7 @@ def _nearest_cpu(a, b):
         return reference.nearest(a, b)
     sizes = (a.shape[0], a.shape[0], b.shape[0], b.shape[0])
     out = [torch.empty(n, dtype=t) for n, t in zip(sizes, 2 * (torch.float32, torch.int64), strict=True)]
-    _C.nearest(library.array(a), library.array(b), *(t.numpy() for t in out), library.threads())
+    _C.nearest(library.array(a), library.array(b), *(t.numpy() for t in out), library.threads(), library.isa())
     return tuple(out)
 
 
@@ -84,6 +84,7 @@ def _nearest_top_cpu(a, b, m):
         no_index,
         False,
         threads,
+        library.isa(),
     )
     rest = cosine[:, m].clone() if kept > m else torch.full((a.shape[0],), -torch.inf)
     return cosine[:, :m].contiguous(), index[:, :m].contiguous(), rest

@@ -27,7 +27,7 @@ def _cpu(scores, k):
     if scores.dtype == torch.float64:
         return reference.row_topk(scores, k)
     values, indices = torch.empty(scores.shape[0], k), torch.empty(scores.shape[0], k, dtype=torch.int64)
-    _C.row_topk(library.array(scores), values.numpy(), indices.numpy(), library.threads())
+    _C.row_topk(library.array(scores), values.numpy(), indices.numpy(), library.threads(), library.isa())
     return values.to(scores.dtype), indices
 
 

@@ -148,6 +148,7 @@ def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
         aux_indices.numpy(),
         relu,
         library.threads(),
+        library.isa(),
     )
     entries = torch.empty(indices.numel() if order else 0, dtype=torch.int32)
     segments = torch.empty(weight.shape[0] + 1 if order else 0, dtype=torch.int32)

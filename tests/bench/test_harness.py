@@ -57,7 +57,7 @@ def bench(runs: dict[str, Run | Exception], shape: Shape = SHAPE) -> Bench:
 
 
 def options(**changes) -> argparse.Namespace:
-    return argparse.Namespace(**{"providers": "", "budget": 0.0, "no_memory": True} | changes)
+    return argparse.Namespace(**{"providers": "", "budget": 0.0, "no_memory": True, "isa": ""} | changes)
 
 
 def refuse(result):
@@ -85,7 +85,7 @@ def test_rows_fill_the_columns(tmp_path):
     rows, _, _ = command.measure("op", 0, bench({"saekern": fake(lambda: None)}), SHAPE, options())
     path = tmp_path / "results" / "cpu.csv"
     for _ in range(2):
-        record.append(path, [machine.facts() | row for row in rows])
+        record.append(path, [machine.facts(machine.instruction_sets()) | row for row in rows])
     with path.open() as file:
         lines = list(csv.reader(file))
     assert tuple(lines[0]) == record.COLUMNS
@@ -98,8 +98,19 @@ def test_rows_fill_the_columns(tmp_path):
 
 
 def test_no_host_name_is_recorded():
-    assert platform.node() not in " ".join([*machine.facts().values(), machine.machine_class()]).split()
-    assert machine.machine_class().startswith("cpu-")
+    sets = machine.instruction_sets()
+    assert platform.node() not in " ".join([*machine.facts(sets).values(), machine.machine_class(sets)]).split()
+    assert machine.machine_class(sets).startswith("cpu-")
+
+
+def test_a_lesser_level_is_recorded_as_one(monkeypatch):
+    """Its rows get their own file and the goals for CPUs without bf16 instructions."""
+    monkeypatch.setattr(machine, "instruction_sets", lambda: ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"))
+    assert machine.has_bf16(machine.used_sets(""))
+    assert machine.used_sets("avx512") == ("avx2", "avx512f")
+    assert not machine.has_bf16(machine.used_sets("avx512"))
+    assert machine.machine_class(machine.used_sets("avx2")).endswith(f"-avx2-{torch.get_num_threads()}-threads")
+    assert machine.used_sets("portable") == ()
 
 
 def test_other_columns_are_refused(tmp_path):
@@ -112,9 +123,9 @@ def test_other_columns_are_refused(tmp_path):
 def test_the_table_shows_goal_and_ratio():
     row = {"p20_ms": "1", "p80_ms": "1", "peak_mib": "", "rate": "", "rate_unit": ""}
     rows = [row | {"provider": "saekern", "median_ms": "2"}, row | {"provider": "slow", "median_ms": "3"}]
-    text = command.table(bench({}), SHAPE, rows, [])
+    text = command.table(bench({}), SHAPE, rows, [], True)
     assert "goal ≥ 2 × faster, median_ms of slow: 1.50, MISSED" in text
-    assert "not measured" in command.table(bench({}), SHAPE, rows[:1], [])
+    assert "not measured" in command.table(bench({}), SHAPE, rows[:1], [], True)
 
 
 def test_unknown_bench_is_an_error(capsys):

@@ -305,3 +305,17 @@ def test_wrong_dtype_is_refused_by_the_extension():
     floats = np.zeros((1, 1), np.float32)
     with pytest.raises(TypeError, match="incompatible function arguments"):
         _C.row_topk(floats.astype(np.float64), floats, np.zeros((1, 1), np.int64), 1)
+
+
+@pytest.mark.parametrize("level", AVAILABLE)
+def test_instruction_level_changes_no_bit(level):
+    """Planted: the ops not passing the level on; caught by the level that no processor has."""
+    x, weight, bias, pre_bias = problem(19, 33, 700)
+    best = ops.topk_encode(x, weight, bias, 9, pre_bias=pre_bias)
+    with ops.instruction_level(level):
+        held = ops.topk_encode(x, weight, bias, 9, pre_bias=pre_bias)
+        assert ops.library.isa() == level
+    assert all(torch.equal(a, b) for a, b in zip(best, held, strict=True))
+    assert ops.library.isa() == _C.isa()
+    with ops.instruction_level("avx1024"), pytest.raises(ValueError, match="isa: this processor has"):
+        ops.topk_encode(x, weight, bias, 9)
