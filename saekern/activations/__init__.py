@@ -2,7 +2,7 @@
 
 from saekern.activations.cache import ActivationCache, open_cache
 from saekern.activations.harvest import harvest
-from saekern.activations.language_model import load_model, tiny_model, tiny_record
+from saekern.activations.language_model import load_model, tiny_model, tiny_record, weights_hash
 from saekern.activations.python_source import python_source_sequences
 from saekern.activations.rows import Rows, ShardRows, TensorRows, open_shards
 from saekern.activations.synthetic import SyntheticRows, synthetic_rows
@@ -21,4 +21,5 @@ __all__ = [
     "synthetic_rows",
     "tiny_model",
     "tiny_record",
+    "weights_hash",
 ]

@@ -1,5 +1,6 @@
 """Language models through TransformerLens, which is imported only when one is asked for."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def tiny_model() -> Any:
 def tiny_record() -> dict:
     """How the shipped model was trained, and its held-out bits per byte beside a smoothed 4-gram's."""
     return json.loads((_TINY / "model.json").read_text())
+
+
+def weights_hash(name: str) -> str | None:
+    """SHA-256 of the shipped model's weights for "tiny". None for a model from the hub, whose name stands for it."""
+    return hashlib.sha256((_TINY / "model.safetensors").read_bytes()).hexdigest() if name == "tiny" else None
 
 
 def load_model(name: str, device: str = "cpu") -> Any:

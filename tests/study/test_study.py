@@ -16,8 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from saekern import matching, stability
+from saekern.activations import language_model
 from saekern.pipeline import plan, study
-from saekern.pipeline.stages import STAGES
+from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.sources import Sources
+from saekern.pipeline.stages import STAGES, _harvest
 
 pytest.importorskip("matplotlib")
 
@@ -221,3 +224,14 @@ def test_sigkill_at_any_stage(small_config, finished, tmp_path):
     names += [f"seeds/{i:03d}/sae.safetensors" for i in range(3)]
     for name in names:
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_harvest_depends_on_the_shipped_weights(tmp_path, monkeypatch):
+    """A retrained shipped model makes the harvest run again; a model from the hub is known by its name alone."""
+    shipped = language_model.weights_hash("tiny")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(language_model, "_TINY", tmp_path)
+    assert language_model.weights_hash("tiny") != shipped
+    assert language_model.weights_hash("gpt2") is None
+    train = _harvest(Sources(StudyConfig(), tmp_path), {"activations": {}}, "train", progress=False)
+    assert train.settings["weights"] == language_model.weights_hash("tiny")
