@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lens test-slow test-install bench bench-peers bench-quick results build lint format sdist wheel clean FORCE
+.PHONY: help demo test test-lens test-slow test-install fuzz bench bench-peers bench-quick results build lint format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,8 +36,11 @@ demo: .venv/demo ## install, then run the quickstart study and write demo/report
 test: .venv/dev ## install, then run the tests (under 8 minutes on 2 cores)
 	$(PYTEST)
 
-test-slow: .venv/dev ## the tests marked slow: sanitizers, install modes (about 5 minutes)
+test-slow: .venv/dev ## the tests marked slow: fuzz, sanitizers, install modes (about 10 minutes)
 	$(PYTEST) -m slow
+
+fuzz: .venv/dev ## random cases for every op, a minute each, other ones every day (5 minutes)
+	$(PYTEST) -m slow tests/fuzz
 
 test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (3 minutes)
 	$(PYTEST) -m slow tests/packaging
