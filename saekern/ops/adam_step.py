@@ -80,6 +80,14 @@ def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project,
     torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
+def _cuda(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+    if param.dtype == torch.float64:
+        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+    kernel = library.kernels("adam_step").adam_step
+    kernel(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+
+
 def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
     return None
 
@@ -88,7 +96,7 @@ library.define(
     "adam_step(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr,"
     " float beta1, float beta2, float eps, bool project, bool normalize) -> ()",
     cpu=_cpu,
-    cuda=None,
+    cuda=_cuda,
     reference=_reference,
     fake=_fake,
 )

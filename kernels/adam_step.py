@@ -1,0 +1,150 @@
+"""One Adam step in place; with gradient projection and row normalisation in the same pass over the parameters."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from saekern.kernels.form import Form
+
+BLOCK = 1024  # elements a program of the elementwise step
+WIDEST = 8_192  # columns: a row lives in the registers of its program; at 16,384 they spill
+
+
+@triton.jit
+def _adam(w, g, m, v, size, beta1, beta2, root_correction, eps):
+    m = m + (1 - beta1) * (g - m)
+    v = beta2 * v + (1 - beta2) * g * g
+    denominator = tl.div_rn(tl.sqrt_rn(v), root_correction) + eps
+    return w - size * tl.div_rn(m, denominator), m, v
+
+
+@triton.jit
+def row_kernel(
+    param,  # [R, C], like the next three
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    C,
+    size,  # lr / (1 − β₁ᵗ)
+    beta1,
+    beta2,
+    root_correction,  # √(1 − β₂ᵗ)
+    eps,
+    PROJECT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    columns = tl.arange(0, BLOCK_C)
+    inside = columns < C
+    at = tl.program_id(0).to(tl.int64) * C + columns
+    w = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    m = tl.load(exp_avg + at, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(exp_avg_sq + at, mask=inside, other=0.0).to(tl.float32)
+    if PROJECT:
+        square = tl.sum(w * w, 0)
+        along = tl.sum(g * w, 0)
+        # A zero row has no direction. Its quotient is never 0/0, which would spread NaN through the choice.
+        g -= tl.where(square > 0, tl.div_rn(along, tl.where(square > 0, square, 1.0)), 0.0) * w
+    w, m, v = _adam(w, g, m, v, size, beta1, beta2, root_correction, eps)
+    if NORMALIZE:
+        norm = tl.sqrt_rn(tl.sum(tl.where(inside, w * w, 0.0), 0))
+        w = tl.where(norm > 0, tl.div_rn(w, tl.where(norm > 0, norm, 1.0)), w)
+    tl.store(param + at, w.to(param.dtype.element_ty), mask=inside)
+    tl.store(exp_avg + at, m.to(param.dtype.element_ty), mask=inside)
+    tl.store(exp_avg_sq + at, v.to(param.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def element_kernel(
+    param,  # [count], like the next three
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    count,
+    size,
+    beta1,
+    beta2,
+    root_correction,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    w = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    m = tl.load(exp_avg + at, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(exp_avg_sq + at, mask=inside, other=0.0).to(tl.float32)
+    w, m, v = _adam(w, g, m, v, size, beta1, beta2, root_correction, eps)
+    tl.store(param + at, w.to(param.dtype.element_ty), mask=inside)
+    tl.store(exp_avg + at, m.to(param.dtype.element_ty), mask=inside)
+    tl.store(exp_avg_sq + at, v.to(param.dtype.element_ty), mask=inside)
+
+
+def row_warps(block: int) -> int:
+    return min(32, max(1, block // 256))  # 8 elements of each tensor a thread
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    project: bool,
+    normalize: bool,
+) -> None:
+    """In place on param, exp_avg and exp_avg_sq; 7 accesses an element, whatever is fused. [R, C], or any shape where
+    neither project nor normalize is set.
+
+    Raises:
+        ValueError: more than WIDEST columns with project or normalize.
+    """
+    if param.numel() == 0:
+        return
+    tensors = (param, grad, exp_avg, exp_avg_sq)
+    if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
+        tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents needs no copy
+    dense = [t.contiguous() for t in tensors]
+    numbers = (lr / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** 0.5, eps)
+    with torch.cuda.device_of(param):
+        if project or normalize:
+            rows, width = param.shape
+            if width > WIDEST:
+                raise ValueError(f"param: expected at most {WIDEST} columns with project or normalize, got {width}")
+            block = max(16, triton.next_power_of_2(width))
+            row_kernel[(rows,)](*dense, width, *numbers, project, normalize, block, num_warps=row_warps(block))
+        else:
+            grid = (triton.cdiv(param.numel(), BLOCK),)
+            element_kernel[grid](*dense, param.numel(), *numbers, BLOCK, num_warps=4)
+    for tensor, written in zip((tensors[0], *tensors[2:]), (dense[0], *dense[2:]), strict=True):
+        if written is not tensor:
+            tensor.copy_(written)
+
+
+def forms() -> list[Form]:
+    pointers = ("param", "grad", "exp_avg", "exp_avg_sq")
+    numbers = dict.fromkeys(("size", "beta1", "beta2", "root_correction", "eps"), "fp32")
+    made = []
+    for name in ("fp32", "bf16"):
+        signature = dict.fromkeys(pointers, f"*{name}")
+        made.append(
+            Form(
+                element_kernel,
+                signature | numbers | {"count": "i64"},
+                {"BLOCK": BLOCK},
+                4,
+                aligned=(*pointers, "count"),
+            )
+        )
+        for width in (768, 4096, WIDEST):
+            block = triton.next_power_of_2(width)
+            constants = {"PROJECT": True, "NORMALIZE": True, "BLOCK_C": block}
+            rows = signature | numbers | {"C": "i32"}
+            made.append(Form(row_kernel, rows, constants, row_warps(block), aligned=(*pointers, "C"), gather=True))
+    return made

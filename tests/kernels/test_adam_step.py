@@ -1,0 +1,51 @@
+"""The Triton optimiser step against float64, with the bounds of the CPU's test."""
+
+import pytest
+import torch
+from adam_bounds import SETTINGS, assert_step_within_bound, state
+
+from saekern.kernels import adam_step as kernel
+
+SHAPES = [(1, 1), (1, 17), (7, 1), (5, 31), (64, 64), (33, 257), (3, 1100), (0, 4), (4, 0)]
+
+
+def step_in_place(tensors, step, project=False, normalize=False):
+    kernel.adam_step(*tensors, step, **SETTINGS, project=project, normalize=normalize)
+
+
+@pytest.mark.parametrize(("project", "normalize"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_step_is_within_its_bound(device, shape, dtype, project, normalize):
+    """Three steps, each from the state the last one left; zero rows and rows without gradient among them. Planted: the
+    projection left out; bias correction without its root; moments of the old step stored. All caught."""
+    tensors = [t.to(device) for t in state(shape, dtype)]
+    for step in range(1, 4):
+        before = [t.clone() for t in tensors]
+        step_in_place(tensors, step, project, normalize)
+        assert torch.equal(tensors[1], before[1])
+        assert_step_within_bound(before, tensors, step, project, normalize, **SETTINGS)
+
+
+@pytest.mark.parametrize("count", [0, 1, 13, 2 * kernel.BLOCK + 1])
+def test_vectors(device, count):
+    tensors = [t.to(device) for t in state((count,))]
+    before = [t.clone() for t in tensors]
+    step_in_place(tensors, 3)
+    assert_step_within_bound(before, tensors, 3, False, False, **SETTINGS)
+
+
+@pytest.mark.parametrize("project", [False, True])
+def test_strided_tensors_are_changed_in_place(device, project):
+    plain = [t.to(device) for t in state((12, 7))]
+    odd = [t.t().contiguous().t() for t in plain]
+    step_in_place(plain, 2, project)
+    step_in_place(odd, 2, project)
+    assert all(torch.equal(a, b) for a, b in zip(plain, odd, strict=True))
+
+
+def test_a_row_too_wide_to_hold(device):
+    tensors = [t.to(device) for t in state((1, kernel.WIDEST + 1))]
+    with pytest.raises(ValueError, match="param: expected at most 16384 columns with project or normalize, got 16385"):
+        step_in_place(tensors, 1, normalize=True)
+    step_in_place(tensors, 1)
