@@ -147,7 +147,7 @@ def table(bench: Bench, shape: Shape, rows: list[dict[str, Any]], notes: list[st
         lines.append(f"{text}  {line['rate']} {line['rate_unit']}".rstrip())
     lines += [f"  {note}" for note in notes]
     for goal in bench.goals:
-        if shape in bench.shapes and goal.applies(shape):
+        if shape in bench.shapes and goal.applies(shape, bf16):
             figures = {line["provider"]: float(line[goal.metric] or 0) for line in rows}
             verdict, wanted = goal.verdict(figures, bf16), goal.words(bf16)
             if verdict is None:

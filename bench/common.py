@@ -60,9 +60,12 @@ class Goal(NamedTuple):
     ours: str = "saekern"
     only: Shape = {}  # noqa: RUF012  (applies to shapes that have these values)
     metric: str = "median_ms"  # or "peak_mib"
+    needs_bf16: bool = False  # says nothing about CPUs without bf16 instructions
 
-    def applies(self, shape: Shape) -> bool:
-        return all(str(shape.get(name)) == str(value) for name, value in self.only.items())
+    def applies(self, shape: Shape, bf16: bool) -> bool:
+        return (bf16 or not self.needs_bf16) and all(
+            str(shape.get(name)) == str(value) for name, value in self.only.items()
+        )
 
     def words(self, bf16: bool) -> str:
         return f"≥ {self.faster:g} × faster" if self.faster is not None else f"≤ {self.limit(bf16):g} of it"

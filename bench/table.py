@@ -75,7 +75,7 @@ def goal_lines(bench: Bench, run: list[dict[str, str]]) -> list[str]:
     if shape not in sizes:  # a small shape of --quick
         return []
     bf16 = "bf16" in first["instruction_sets"]
-    return [line for goal in bench.goals if goal.applies(shape) for line in goal_line(bench, goal, run, bf16)]
+    return [line for goal in bench.goals if goal.applies(shape, bf16) for line in goal_line(bench, goal, run, bf16)]
 
 
 def goal_line(bench: Bench, goal: Goal, run: list[dict[str, str]], bf16: bool) -> list[str]:

@@ -133,15 +133,9 @@ def forms() -> list[Form]:
     made = []
     for name in ("fp32", "bf16"):
         signature = dict.fromkeys(pointers, f"*{name}")
-        made.append(
-            Form(
-                element_kernel,
-                signature | numbers | {"count": "i64"},
-                {"BLOCK": BLOCK},
-                4,
-                aligned=(*pointers, "count"),
-            )
-        )
+        constants: dict[str, object] = {"BLOCK": BLOCK}
+        elements = signature | numbers | {"count": "i64"}
+        made.append(Form(element_kernel, elements, constants, 4, aligned=(*pointers, "count"), gather=True))
         for width in (768, 4096, WIDEST):
             block = triton.next_power_of_2(width)
             constants = {"PROJECT": True, "NORMALIZE": True, "BLOCK_C": block}

@@ -144,8 +144,10 @@ def test_goals():
     within = Goal(("roof",), within=0.65, elsewhere=1.3)
     assert not within.verdict({"saekern": 1.0, "roof": 1.0}, bf16=True).met
     assert within.verdict({"saekern": 1.0, "roof": 1.0}, bf16=False).met
-    assert Goal(("a",), faster=5, only={"F": 16}).applies({"F": 16, "B": 1})
-    assert not Goal(("a",), faster=5, only={"F": 16}).applies({"F": 32, "B": 1})
+    assert Goal(("a",), faster=5, only={"F": 16}).applies({"F": 16, "B": 1}, True)
+    assert not Goal(("a",), faster=5, only={"F": 16}).applies({"F": 32, "B": 1}, True)
+    assert Goal(("a",), faster=5, needs_bf16=True).applies({}, True)
+    assert not Goal(("a",), faster=5, needs_bf16=True).applies({}, False)
 
 
 def test_nan_is_a_wrong_answer():

@@ -46,6 +46,6 @@ def test_strided_tensors_are_changed_in_place(device, project):
 
 def test_a_row_too_wide_to_hold(device):
     tensors = [t.to(device) for t in state((1, kernel.WIDEST + 1))]
-    with pytest.raises(ValueError, match="param: expected at most 16384 columns with project or normalize, got 16385"):
+    with pytest.raises(ValueError, match="param: expected at most 8192 columns with project or normalize, got 8193"):
         step_in_place(tensors, 1, normalize=True)
     step_in_place(tensors, 1)
