@@ -63,7 +63,8 @@ class Goal(NamedTuple):
     needs_bf16: bool = False  # says nothing about CPUs without bf16 instructions
 
     def applies(self, shape: Shape, bf16: bool) -> bool:
-        return (bf16 or not self.needs_bf16) and all(
+        fits = all(str(shape.get(name)) == str(value) for name, value in self.only.items())
+        return fits and (bf16 or not self.needs_bf16)
             str(shape.get(name)) == str(value) for name, value in self.only.items()
         )
 
