@@ -65,8 +65,6 @@ class Goal(NamedTuple):
     def applies(self, shape: Shape, bf16: bool) -> bool:
         fits = all(str(shape.get(name)) == str(value) for name, value in self.only.items())
         return fits and (bf16 or not self.needs_bf16)
-            str(shape.get(name)) == str(value) for name, value in self.only.items()
-        )
 
     def words(self, bf16: bool) -> str:
         return f"≥ {self.faster:g} × faster" if self.faster is not None else f"≤ {self.limit(bf16):g} of it"
