@@ -142,18 +142,19 @@ def verify(run: Run) -> None:
     run.check(step(run)[1])
 
 
-# OpenMP threads spin for some milliseconds after a parallel region, on a core that the next provider needs. They sleep
-# by then, so that every provider finds all cores idle and has to wake its own threads.
+# OpenMP threads spin for some milliseconds after a parallel region, on a core that the next provider needs: they sleep
+# by then.
 PAUSE = 0.02
 
 
 def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int]) -> dict[str, Times]:
     """Times every provider in turn, A B C A B C …, for about `budget` seconds but within `rounds` (least, most).
 
-    The answers must have been verified. One warm-up round is thrown away, and says how many rounds fit. The garbage
-    collector runs between rounds and not inside them.
+    A turn is a pause, a call that is not timed, and a timed one: what a call costs in a loop of calls, with the
+    provider's threads awake and the caches as it leaves them itself. The answers must have been verified. One warm-up
+    round is thrown away, and says how many rounds fit. The garbage collector runs between rounds and not inside them.
     """
-    spent = sum(step(run)[0] for run in runs.values())
+    spent = 2 * sum(step(run)[0] for run in runs.values())
     count = max(rounds[0], min(rounds[1], int(budget / max(spent, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     enabled = gc.isenabled()
@@ -163,6 +164,7 @@ def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int
             gc.collect()
             for name, run in runs.items():
                 time.sleep(PAUSE)
+                step(run)
                 samples[name].append(step(run)[0])
     finally:
         if enabled:

@@ -13,9 +13,54 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace saekern {
 namespace {
+
+// A thread of the pool, and the cores that it may run on.
+//
+// A halted virtual processor looks busy to Linux, which therefore wakes a thread on its waker's own core, behind the
+// waker. Measured on a virtual machine with 2 cores: the helper came 2 ms late in 58 of 60 wakes, and 50 µs late where
+// the waker's core was closed to it. On bare metal the two system calls cost 2 µs and gain nothing.
+struct Helper {
+  // By the helper, before it sleeps.
+  void fall_asleep() {
+#if defined(__linux__)
+    if (pthread_getaffinity_np(pthread_self(), sizeof home, &home) != 0) CPU_ZERO(&home);
+#endif
+    asleep = true;
+  }
+
+  // By the waker: the helper may run anywhere that it might, but not here.
+  void keep_off_this_core() {
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    if (here < 0 || here >= CPU_SETSIZE || !CPU_ISSET(here, &home) || CPU_COUNT(&home) < 2) return;
+    cpu_set_t elsewhere = home;
+    CPU_CLR(here, &elsewhere);
+    away = pthread_setaffinity_np(thread.native_handle(), sizeof elsewhere, &elsewhere) == 0;
+#endif
+  }
+
+  // By the helper, once it runs.
+  void wake_up() {
+    asleep = false;
+#if defined(__linux__)
+    if (away) (void)pthread_setaffinity_np(pthread_self(), sizeof home, &home);
+    away = false;
+#endif
+  }
+
+  std::thread thread;
+  bool asleep = false;
+#if defined(__linux__)
+  cpu_set_t home{};
+  bool away = false;
+#endif
+};
 
 struct Job {
   Job(int64_t items_, const std::function<void(int64_t, int)>& body_) : items(items_), body(&body_) {}
@@ -57,9 +102,13 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       while (static_cast<int>(threads_.size()) < helpers) {
-        const int worker = static_cast<int>(threads_.size()) + 1;
-        threads_.emplace_back([this, worker] { loop(worker); });
+        threads_.emplace_back(new Helper);
+        Helper& helper = *threads_.back();
+        helper.thread =
+            std::thread([this, &helper, worker = static_cast<int>(threads_.size())] { loop(helper, worker); });
       }
+      for (int i = 0; i < helpers; ++i)
+        if (threads_[i]->asleep) threads_[i]->keep_off_this_core();
       job_ = &job;
       helpers_ = helpers;
       ++generation_;
@@ -79,12 +128,16 @@ class Pool {
   }
 
  private:
-  void loop(int worker) {
+  void loop(Helper& helper, int worker) {
     uint64_t seen = 0;  // the last job that this worker took or found finished
     for (;;) {
       linger([&] { return generation_.load(std::memory_order_relaxed) != seen; });
       std::unique_lock<std::mutex> lock(mutex_);
-      start_.wait(lock, [&] { return generation_ != seen; });
+      if (generation_ == seen) {
+        helper.fall_asleep();
+        start_.wait(lock, [&] { return generation_ != seen; });
+        helper.wake_up();
+      }
       seen = generation_;
       if (!job_ || worker > helpers_) continue;
       Job* job = job_;
@@ -100,7 +153,7 @@ class Pool {
 
   std::mutex run_mutex_, mutex_;
   std::condition_variable start_, done_;
-  std::vector<std::thread> threads_;
+  std::vector<std::unique_ptr<Helper>> threads_;
   Job* job_ = nullptr;
   int helpers_ = 0;
   std::atomic<int> active_{0};

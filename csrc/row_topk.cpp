@@ -19,6 +19,10 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+void make_room(std::vector<uint64_t>& keys, int64_t size) {
+  if (static_cast<int64_t>(keys.size()) < size) keys.resize(2 * size);
+}
+
 // The group-max bound: if a row is cut into groups and the k-th largest group maximum is t, then k elements are ≥ t, so
 // every top-k element is ≥ t. One pass for the maxima, one over the blocks with a maximum that reaches t; about k + 10
 // % elements are left to sort. A group is lane j of `stride` 16-lane vectors, so that no maximum crosses lanes.
@@ -37,10 +41,16 @@ struct Scan {
     return count;
   }
 
-  static int64_t append(const float* row, int64_t begin, int64_t end, float threshold, uint64_t* keys) {
+  // Keys of the elements that reach the threshold, from groups whose maximum does; NaN does. Returns their number.
+  static int64_t collect(const float* row, int64_t n, int64_t stride, const float* maxima, float threshold,
+                         std::vector<uint64_t>& keys) {
+    const int64_t span = stride * kLanes;
     int64_t count = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      if (!(row[i] < threshold)) keys[count++] = order_key(row[i], static_cast<int32_t>(i));
+    for (int64_t begin = 0; begin < n; begin += span, maxima += kLanes) {
+      if (std::none_of(maxima, maxima + kLanes, [&](float best) { return best >= threshold; })) continue;
+      make_room(keys, count + span);
+      for (int64_t i = begin; i < std::min(n, begin + span); ++i)
+        if (!(row[i] < threshold)) keys[count++] = order_key(row[i], static_cast<int32_t>(i));
     }
     return count;
   }
@@ -49,6 +59,10 @@ struct Scan {
 #ifdef SAEKERN_X86
 
 struct Scan512 {
+  // The hardware fetches too late for one core to use what memory delivers, and stops at every 4 KiB page: 64 vectors
+  // ahead, across rows, 4.8 -> 4.4 ms for 134 MB in rows of 16,384 on 2 cores, 2.75 -> 2.55 ms in rows of 131,072.
+  static constexpr int64_t kAhead = 64 * kLanes;
+
   SAEKERN_AVX512 static int64_t maxima(const float* row, int64_t n, int64_t stride, float* out) {
     int64_t count = 0;
     const __m512 low = _mm512_set1_ps(-kInfinity);
@@ -58,6 +72,7 @@ struct Scan512 {
       const int64_t end = std::min(n, begin + stride * kLanes);
       int64_t i = begin;
       for (; i + kLanes <= end; i += kLanes) {
+        prefetch(row + i + kAhead);
         const __m512 value = _mm512_loadu_ps(row + i);
         nan = static_cast<__mmask16>(nan | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q));
         best = _mm512_max_ps(value, best);  // of a NaN and a number maxps returns its second operand
@@ -73,16 +88,23 @@ struct Scan512 {
     return count;
   }
 
-  SAEKERN_AVX512 static int64_t append(const float* row, int64_t begin, int64_t end, float threshold, uint64_t* keys) {
+  SAEKERN_AVX512 static int64_t collect(const float* row, int64_t n, int64_t stride, const float* maxima,
+                                        float threshold, std::vector<uint64_t>& keys) {
     const __m512 limit = _mm512_set1_ps(threshold);
+    const int64_t span = stride * kLanes;
     int64_t count = 0;
-    for (int64_t i = begin; i < end; i += kLanes) {
-      const int64_t left = end - i;
-      const auto lanes = static_cast<__mmask16>(left >= kLanes ? 0xffff : (1u << left) - 1);
-      unsigned in = _mm512_mask_cmp_ps_mask(lanes, _mm512_maskz_loadu_ps(lanes, row + i), limit, _CMP_NLT_UQ);
-      for (; in; in &= in - 1) {
-        const int64_t at = i + __builtin_ctz(in);
-        keys[count++] = order_key(row[at], static_cast<int32_t>(at));
+    for (int64_t begin = 0; begin < n; begin += span, maxima += kLanes) {
+      const __mmask16 groups = _mm512_cmp_ps_mask(_mm512_loadu_ps(maxima), limit, _CMP_GE_OQ);
+      if (!groups) continue;
+      make_room(keys, count + span);
+      for (int64_t i = begin; i < std::min(n, begin + span); i += kLanes) {
+        const int64_t left = n - i;
+        const auto lanes = static_cast<__mmask16>(left >= kLanes ? groups : groups & ((1u << left) - 1));
+        unsigned in = _mm512_mask_cmp_ps_mask(lanes, _mm512_maskz_loadu_ps(lanes, row + i), limit, _CMP_NLT_UQ);
+        for (; in; in &= in - 1) {
+          const int64_t at = i + __builtin_ctz(in);
+          keys[count++] = order_key(row[at], static_cast<int32_t>(at));
+        }
       }
     }
     return count;
@@ -93,12 +115,6 @@ struct Scan512 {
 
 SAEKERN_CLONES void raise(float* best, const float* values, int64_t n) {
   for (int64_t j = 0; j < n; ++j) best[j] = values[j] > best[j] ? values[j] : best[j];
-}
-
-SAEKERN_CLONES bool any_reaches(const float* values, float threshold) {
-  int32_t count = 0;
-  for (int64_t j = 0; j < kLanes; ++j) count += values[j] >= threshold;
-  return count > 0;
 }
 
 struct Workspace {
@@ -119,12 +135,7 @@ void one_row(const float* row, int64_t n, int64_t k, float* values, int64_t* ind
     raise(work.folded.data(), work.maxima.data() + g, std::min(united, groups - g));
   }
   const float threshold = kth_largest_bound(work.folded.data(), united, k);
-  int64_t count = 0;
-  for (int64_t begin = 0, g = 0; begin < n; begin += span, g += kLanes) {
-    if (!any_reaches(work.maxima.data() + g, threshold)) continue;
-    if (static_cast<int64_t>(work.keys.size()) < count + span) work.keys.resize(2 * (count + span));
-    count += Scanner::append(row, begin, std::min(n, begin + span), threshold, work.keys.data() + count);
-  }
+  const int64_t count = Scanner::collect(row, n, stride, work.maxima.data(), threshold, work.keys);
   const auto first = work.keys.begin();
   std::nth_element(first, first + k - 1, first + count);
   std::sort(first, first + k);

@@ -19,11 +19,11 @@ def fake(call, check=lambda result: None, prepare=None) -> Run:
 
 
 def test_providers_take_turns():
-    """Planted: one provider's rounds one after the other; caught."""
+    """Each turn warms up and then counts. Planted: one provider's rounds one after the other; caught."""
     calls = []
     runs = {name: fake(lambda name=name: calls.append(name)) for name in "ABC"}
     times = interleave(runs, budget=0, rounds=(4, 9))
-    assert "".join(calls) == "ABC" * 5  # the first round warms up
+    assert "".join(calls) == "ABC" + 4 * "AABBCC"  # the first round says how many fit
     assert all(spent.rounds == 4 for spent in times.values())
 
 
