@@ -19,6 +19,7 @@
 #include "isa.h"
 #include "latent_order.h"
 #include "linear_sum_assignment.h"
+#include "memory.h"
 #include "nearest.h"
 #include "row_topk.h"
 #include "segment_gradients.h"
@@ -227,6 +228,14 @@ void bind_linear_sum_assignment(const py::array_t<T>& cost, bool maximize, int t
   saekern::linear_sum_assignment(view, threads, out);
 }
 
+Array<float> bind_large_output(const std::vector<py::ssize_t>& shape) {
+  py::ssize_t bytes = sizeof(float);
+  for (const py::ssize_t size : shape) bytes *= size;
+  void* block = take_block(static_cast<size_t>(bytes));
+  const py::capsule owner(block, &free_block);
+  return Array<float>(shape, static_cast<float*>(block), owner);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
@@ -234,6 +243,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   const auto a = [](const char* name) { return py::arg(name).noconvert(); };
   const auto isa = py::arg("isa") = "";
   m.def("isa", [] { return isa_name(best_isa()); });
+  m.def("large_output", &bind_large_output, a("shape"));
+  m.def("release_memory", &release_blocks, py::call_guard<py::gil_scoped_release>());
+  m.attr("LARGE_OUTPUT") = kLargeBlock;
   m.def("topk_encode", &bind_topk_encode, a("x"), a("weight"), a("bias"), a("pre_bias"), a("x_scale"),
         a("weight_scale"), a("values"), a("indices"), a("dead"), a("aux_values"), a("aux_indices"), a("relu"),
         a("threads"), isa);

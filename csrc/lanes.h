@@ -5,6 +5,10 @@
 
 #include "isa.h"
 
+#ifdef SAEKERN_X86
+#include <xmmintrin.h>
+#endif
+
 namespace saekern {
 
 constexpr int64_t kLanes = 16;
@@ -34,6 +38,22 @@ SAEKERN_INLINE float sum(const Lanes& v) {
   for (int j = 0; j < 8; ++j) half[j] = v[j] + v[j + 8];
   for (int j = 0; j < 4; ++j) quarter[j] = half[j] + half[j + 4];
   return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// Sixteen floats to memory that nobody reads soon, past the caches: a plain store would first fetch what it overwrites.
+// p is 16-byte aligned. Other threads see the stores only after `streamed`.
+SAEKERN_INLINE void stream(float* p, const Lanes& v) {
+#ifdef SAEKERN_X86
+  for (int j = 0; j < kLanes; j += 4) _mm_stream_ps(p + j, _mm_setr_ps(v[j], v[j + 1], v[j + 2], v[j + 3]));
+#else
+  *lanes(p) = v;
+#endif
+}
+
+SAEKERN_INLINE void streamed() {
+#ifdef SAEKERN_X86
+  _mm_sfence();
+#endif
 }
 
 SAEKERN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }

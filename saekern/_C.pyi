@@ -1,5 +1,6 @@
 """The extension's functions. Arrays are contiguous and row-major; outputs are filled in place."""
 
+from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
@@ -10,6 +11,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 SmallIndices = NDArray[np.int32]
+
+LARGE_OUTPUT: int  # bytes
 
 def adam_step(
     param: Floats,
@@ -50,6 +53,7 @@ def decode_backward(
 ) -> None: ...
 def inverse_norms(rows: Floats, inverse: Floats, threads: int) -> None: ...
 def isa() -> str: ...
+def large_output(shape: Sequence[int]) -> Floats: ...
 def latent_order(
     indices: Indices, latents: int, threads: int, entries: SmallIndices, segments: SmallIndices
 ) -> None: ...
@@ -67,6 +71,7 @@ def nearest(
     threads: int,
     isa: str = "",
 ) -> None: ...
+def release_memory() -> None: ...
 def row_topk(scores: Floats, values: Floats, indices: Indices, threads: int, isa: str = "") -> None: ...
 def topk_encode(
     x: Floats,

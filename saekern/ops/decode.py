@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,7 +190,7 @@ def _row_gradients_cpu(grad, values, indices, weight, offsets, entries, segments
         entries = torch.empty(indices.numel(), dtype=torch.int32)
         segments = torch.empty(weight.shape[0] + 1, dtype=torch.int32)
         _C.latent_order(library.array(indices), weight.shape[0], threads, entries.numpy(), segments.numpy())
-    latents = segments.diff().nonzero().squeeze(1)
+    latents = torch.from_numpy(np.flatnonzero(np.diff(segments.numpy())))
     grad_values, rows = library.output(values.shape), library.output((latents.numel(), weight.shape[1]))
     arrays = map(library.array, (grad, values, indices, weight, offsets, entries, segments, latents))
     _C.decode_backward(*arrays, threads, grad_values.numpy(), rows.numpy(), None)

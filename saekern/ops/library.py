@@ -5,6 +5,7 @@ is an error instead of silently winning (see CONTRIBUTING, "Design notes").
 """
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -108,8 +109,20 @@ def array(tensor: Tensor | None) -> np.ndarray | None:
 
 
 def output(shape: Sequence[int], wanted: bool = True) -> Tensor | None:
-    """Memory for `_C` to write: float32, rounded once to the storage type afterwards. None where not wanted."""
-    return torch.empty(shape, dtype=torch.float32) if wanted else None
+    """Memory for `_C` to write: float32, rounded once to the storage type afterwards. None where not wanted.
+
+    Large outputs take over the memory of earlier ones (csrc/memory.h)."""
+    if not wanted:
+        return None
+    if 4 * math.prod(shape) < _C.LARGE_OUTPUT:
+        return torch.empty(shape, dtype=torch.float32)
+    return torch.from_numpy(_C.large_output(shape))
+
+
+def release_memory() -> None:
+    """Gives memory kept for large outputs back to the system. On CPU, gradients of 16 MiB and more take over the memory
+    of earlier ones, which otherwise stays for the next; it never exceeds what such outputs held at one time."""
+    _C.release_memory()
 
 
 def rounded(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:

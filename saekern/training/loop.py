@@ -76,6 +76,7 @@ def train(
         finally:
             if folder is not None:
                 folder.close()
+            ops.release_memory()
     return TrainResult(sae, log, None if folder is None else folder.path)
 
 
