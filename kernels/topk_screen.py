@@ -32,23 +32,26 @@ def round_kernel(
     rounded,  # [n, D] bfloat16 out
     norms,  # [n] float32 out: an upper bound on the norms of a row and of its rounding
     residuals,  # [n] float32 out: of the norm of their difference, + gamma · norm
+    n,
     D,
     gamma,
     inflation,  # 1 + what the sums here may lose
+    TILE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    square = tl.zeros([BLOCK_D], tl.float32)
-    difference = tl.zeros([BLOCK_D], tl.float32)
-    special = tl.zeros([BLOCK_D], tl.int32)  # bit 0: not zero, bit 1: NaN
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    square = tl.zeros([TILE, BLOCK_D], tl.float32)
+    difference = tl.zeros([TILE, BLOCK_D], tl.float32)
+    special = tl.zeros([TILE, BLOCK_D], tl.int32)  # bit 0: not zero, bit 1: NaN
     for first in range(0, D, BLOCK_D):
         columns = first + tl.arange(0, BLOCK_D)
-        inside = columns < D
-        x = tl.load(rows + row * D + columns, mask=inside, other=0.0)
+        mask = (row < n)[:, None] & (columns < D)[None, :]
+        at = row[:, None] * D + columns[None, :]
+        x = tl.load(rows + at, mask=mask, other=0.0)
         if shift is not None:
-            x -= tl.load(shift + columns, mask=inside, other=0.0)
+            x -= tl.load(shift + columns, mask=columns < D, other=0.0)[None, :]
         y = x.to(tl.bfloat16)
-        tl.store(rounded + row * D + columns, y, mask=inside)
+        tl.store(rounded + at, y, mask=mask)
         y = y.to(tl.float32)
         larger = tl.maximum(tl.abs(x), tl.abs(y))
         square += larger * larger
@@ -56,12 +59,12 @@ def round_kernel(
         special |= (x != 0).to(tl.int32) | ((x != x).to(tl.int32) << 1)
     # A square below 2⁻¹²⁶ may count as nothing, a denormal factor too.
     lost = D * 2.0**-126
-    norm = tl.sqrt(tl.sum(square, 0) + lost) * inflation
-    residual = tl.sqrt(tl.sum(difference, 0) + lost) * inflation + gamma * norm
+    norm = tl.sqrt(tl.sum(square, 1) + lost) * inflation
+    residual = tl.sqrt(tl.sum(difference, 1) + lost) * inflation + gamma * norm
     # With zeros only, or a NaN, all scores of the row are what they seem: `select_kernel` takes 0, 0 as a sign of that.
-    exact = (tl.max(special & 1, 0) == 0) | (tl.max(special >> 1, 0) == 1)
-    tl.store(norms + row, tl.where(exact, 0.0, norm))
-    tl.store(residuals + row, tl.where(exact, 0.0, residual))
+    exact = (tl.max(special & 1, 1) == 0) | (tl.max(special >> 1, 1) == 1)
+    tl.store(norms + row, tl.where(exact, 0.0, norm), mask=row < n)
+    tl.store(residuals + row, tl.where(exact, 0.0, residual), mask=row < n)
 
 
 @triton.jit
@@ -210,9 +213,9 @@ def score_kernel(
 def rounded(rows: Tensor, shift: Tensor | None, out: Tensor, norms: Tensor, residuals: Tensor, gamma: float) -> None:
     count, width = rows.shape
     inflation = 1 + (width / BLOCK_D + DEPTH) * 2.0**-22
-    round_kernel[(count,)](
-        rows, shift, out, norms, residuals, width, gamma, inflation, 2 * BLOCK_D, num_warps=WARPS
-    )  # fmt: skip
+    round_kernel[(triton.cdiv(count, TILE),)](
+        rows, shift, out, norms, residuals, count, width, gamma, inflation, TILE, BLOCK_D, num_warps=WARPS
+    )
 
 
 def row_gamma(width: int) -> float:
@@ -258,7 +261,7 @@ def exact_scores(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor |
 def forms() -> list[Form]:
     made = [
         _form(round_kernel, {"rows": "*fp32", "shift": "*fp32", "rounded": "*bf16", "norms": "*fp32",
-              "residuals": "*fp32"}, "D", {"BLOCK_D": 2 * BLOCK_D}, {"gamma": "fp32", "inflation": "fp32"}),
+              "residuals": "*fp32"}, "n D", {"TILE": TILE, "BLOCK_D": BLOCK_D}, {"gamma": "fp32", "inflation": "fp32"}),
         _form(score_kernel, _operands() | {"scores": "*fp32"}, "n D F",
               dict(zip(("ROWS", "LATENTS", "WIDTH"), SCORE_TILE, strict=True)))._replace(registers=192),
     ]  # fmt: skip
