@@ -184,7 +184,7 @@ def select_kernel(
         block = start + tl.arange(0, BLOCK)
         _, best = read(scores, shift, allowed, block, columns, first, norms, residuals, row_residual, row_norm, known)
         if tl.max(best, 0) > threshold:
-            for begin in range(start, start + BLOCK, SUB):  # again, from L1: to hold BLOCK keys takes twice the registers
+            for begin in range(start, start + BLOCK, SUB):  # again, from L1: holding BLOCK keys doubles the registers
                 some = begin + tl.arange(0, SUB)
                 low, high = read(
                     scores, shift, allowed, some, columns, first, norms, residuals, row_residual, row_norm, known
@@ -241,7 +241,12 @@ def forms() -> list[Form]:
     selections = [(64, False, False), (64, False, True), (512, False, True)]
     selections += [(64, True, False), (64, True, True), (256, True, True), (512, True, True)]
     made = [_select(*selection) for selection in selections]
-    return made + [_finish("bf16", 64, False, False), _finish("bf16", 512, False, True), _finish("fp32", 512, True, True)]
+    return [
+        *made,
+        _finish("bf16", 64, False, False),
+        _finish("bf16", 512, False, True),
+        _finish("fp32", 512, True, True),
+    ]
 
 
 def _select(k: int, screened: bool, some: bool) -> Form:
@@ -265,7 +270,8 @@ def _select(k: int, screened: bool, some: bool) -> Form:
 def _finish(name: str, k: int, screened: bool, padded: bool) -> Form:
     signature = {"list": "*i32", "state": "*i32", "values": f"*{name}", "indices": "*i64"}
     size = capacity(k, screened)
-    constants: dict[str, object] = {"RELU": True, "PLANES": planes(screened), "SUB": SUB, "CAPACITY": size, "SLOTS": slots(k)}
+    constants: dict[str, object] = {"RELU": True, "PLANES": planes(screened), "SUB": SUB}
+    constants |= {"CAPACITY": size, "SLOTS": slots(k)}
     if padded:
         signature["padding"] = "*i32"
     else:

@@ -1,6 +1,6 @@
 """The encoder: scores a cache-sized block at a time, the top k of every row picked out while the block is in L2.
 
-Three paths, chosen by `plan`:
+Four paths, chosen by `plan`:
 
 stream: bfloat16 and float16. A matrix product with float32 output into one buffer that is used again and again, each
     followed by `select_kernel`. A pre-bias goes into the scores as x·w + (bias − w·pre_bias), the bracket in float32,
@@ -8,6 +8,8 @@ stream: bfloat16 and float16. A matrix product with float32 output into one buff
     (D + 4) 2⁻²⁴ (Σ|x w| + Σ|pre_bias w| + |bias|) of the exact one where the product sums in float32.
 screen: float32. The same with bfloat16 roundings of both operands and a bound on what that costs; what the bound
     cannot exclude is scored again in float32, in one fixed order (topk_screen.py). No TF32.
+maxima: bfloat16 and float16 with D ≤ NARROW. One product over all latents, which also leaves the maxima of groups of
+    scores, by which the selection skips nearly all of them (group_maxima.py). Takes up to 1.1 GB for the scores.
 dense: k or k_aux above LARGEST_K. All scores of a few rows at a time, and a stable sort. Slower, as exact.
 """
 
@@ -17,7 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from saekern.kernels import topk_screen
+from saekern.kernels import group_maxima, topk_screen
 from saekern.kernels.latent_order import latent_order
 from saekern.kernels.streaming_select import (
     LARGEST_K,
@@ -40,6 +42,8 @@ ROWS = 8192  # of x in flight at most
 # scores' 33.6 MB 67 MB beyond the answer's own; with k_aux = 512 as well, 4096 rows at a time, 50 + 33.6 MB.
 STREAM_WORDS, SCREEN_WORDS = 16_000_000, 32_000_000
 SCREEN_COLUMNS = 8192  # latents rounded to bfloat16 at a time: 67 MB at D = 4096
+NARROW = 1024  # D up to which the product is so short that it pays to look at every score only once
+MAXIMA_SCORES = 2**28  # in flight on that path: 1.07 GB, and 3 % of it for the maxima
 DENSE_SCORES = 2**22  # of the dense path; its sort takes 6 times the 16.8 MB
 
 
@@ -54,9 +58,26 @@ class Plan(NamedTuple):
     launches: int  # products and kernels of ours, over all rows
 
 
-def plan(batch: int, latents: int, k: int, k_aux: int, dtype: torch.dtype, major: int = 9) -> Plan:
-    """`major`: the device's compute capability."""
+def plan(batch: int, width: int, latents: int, k: int, k_aux: int, dtype: torch.dtype, major: int = 9) -> Plan:
+    """Which path, in which pieces. `major`: the device's compute capability.
+
+    By estimates, not measurements: with the products at 790 TF/s (Triton's at 640) and 4.3 TB/s, 8192 rows of
+    D = 768 take 1.4 ms by maxima and 1.6 by streaming for F = 65,536, at D = 2304 3.9 and 3.6, and an A100's own
+    product is worth more than it saves. A second selection has to look at every score anyway."""
     screened = dtype == torch.float32
+    if (
+        not screened
+        and width <= NARROW
+        and latents <= group_maxima.WIDEST
+        and major >= 9
+        and k <= LARGEST_K
+        and not k_aux
+    ):
+        height = group_maxima.ROWS
+        most = max(height, MAXIMA_SCORES // group_maxima.stride(latents) // height * height)
+        blocks = triton.cdiv(batch, most)
+        rows = min(batch, triton.cdiv(triton.cdiv(batch, max(blocks, 1)), height) * height)
+        return Plan("maxima", rows, latents, capacity(k, False), 0, blocks, 1, 3 * blocks)
     if max(k, k_aux) > LARGEST_K:
         rows = max(1, min(batch, DENSE_SCORES // latents))
         blocks = triton.cdiv(batch, rows)
@@ -89,7 +110,7 @@ class Selection(NamedTuple):
 
 
 def multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """x weightᵀ with float32 sums and output. The CPU has no such product of bfloat16, so there operands are widened."""
+    """x weightᵀ with float32 sums and output. The CPU has no such product of bfloat16, so it gets wider operands."""
     if out.device.type == "cpu":
         torch.mm(x.to(torch.float32), weight.to(torch.float32).T, out=out)
     else:
@@ -116,14 +137,14 @@ def topk_encode(
     bias, pre_bias = (None if t is None else t.contiguous() for t in (bias, pre_bias))
     if batch:
         major = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
-        chosen = plan(batch, latents, k, k_aux, x.dtype, major)
+        chosen = plan(batch, x.shape[1], latents, k, k_aux, x.dtype, major)
         allowed = padding = None
         if k_aux and dead is not None:
             allowed = dead.contiguous().view(torch.uint8)
-            padding = torch.sort(allowed, stable=True).indices[:k_aux].to(torch.int32)  # the smallest live latents first
+            padding = torch.sort(allowed, stable=True).indices[:k_aux].to(torch.int32)  # live latents come first
         outs = (values, indices), (aux_values, aux_indices)
         with torch.cuda.device_of(x):
-            run = _dense if chosen.path == "dense" else _streamed
+            run = {"dense": _dense, "maxima": _by_maxima}.get(chosen.path, _streamed)
             run(chosen, x, weight, bias, pre_bias, relu, allowed, padding, *outs)
     if order:
         return values, indices, aux_values, aux_indices, *latent_order(indices, latents)
@@ -167,10 +188,7 @@ def _streamed(chosen: Plan, x, weight, bias, pre_bias, relu, allowed, padding, m
         for s in selections:
             if screened:
                 topk_screen.rescore(s, rows, pre_bias, weight, bias, row_norms, row_residuals, scores, chosen.columns)
-            finish_kernel[(count,)](
-                s.list, s.state, s.padding, s.values[row:], s.indices[row:], s.k, relu, planes(screened), SUB,
-                s.capacity, slots(s.k), num_warps=SIZES[s.capacity].warps,
-            )  # fmt: skip
+            _finish(s, row, count, relu)
 
 
 def _selection(chosen: Plan, slots: int, allowed, padding, values, indices) -> Selection:
@@ -185,6 +203,23 @@ def _select(s: Selection, scores, shift, norms, residuals, row_norms, row_residu
         scores, shift, s.list, s.state, s.allowed, norms, residuals, row_norms, row_residuals, first, scores.shape[1],
         s.k, planes(norms is not None), size.block, SUB, s.capacity, num_warps=size.warps,
     )  # fmt: skip
+
+
+def _finish(s: Selection, row: int, count: int, relu: bool) -> None:
+    finish_kernel[(count,)](
+        s.list, s.state, s.padding, s.values[row:], s.indices[row:], s.k, relu, s.list.shape[1], SUB, s.capacity,
+        slots(s.k), num_warps=SIZES[s.capacity].warps,
+    )  # fmt: skip
+
+
+def _by_maxima(chosen: Plan, x, weight, bias, pre_bias, relu, allowed, padding, main, aux) -> None:
+    shift = bias if pre_bias is None else topk_screen.shifts(pre_bias, weight, bias)
+    s = _selection(chosen, chosen.capacity, None, None, *main)
+    buffers = group_maxima.workspace(chosen.rows, weight.shape[0], x.device)
+    for row in range(0, x.shape[0], chosen.rows):
+        rows = x[row : row + chosen.rows]
+        group_maxima.select(rows, weight, shift, s.k, s.list, s.state, buffers)
+        _finish(s, row, rows.shape[0], relu)
 
 
 def _dense(chosen: Plan, x, weight, bias, pre_bias, relu, allowed, padding, main, aux) -> None:

@@ -238,7 +238,7 @@ def shifts(pre_bias: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def rescore(selection, x, shift, weight, bias, row_norms, row_residuals, scratch, stride: int) -> None:
-    """The candidates' scores in float32; where they overflowed, all of the row's. `scratch` [rows · stride] is used up."""
+    """The candidates' scores in float32; where they overflowed, all of the row's. `scratch` [rows · stride] is lost."""
     grid, (latents, width), s = (x.shape[0],), weight.shape, selection
     constants = (streaming_select.SUB, s.capacity, TILE, BLOCK_D)
     rescore_kernel[grid](

@@ -6,7 +6,7 @@ from exact_topk import assert_exact_topk, problem
 from sparse_codes import lazy_zeros
 
 from saekern import reference
-from saekern.kernels import streaming_select, topk_encode, topk_screen
+from saekern.kernels import group_maxima, streaming_select, topk_encode, topk_screen
 from saekern.kernels.streaming_select import LARGEST_K, OVERFLOW, SUB, capacity
 from saekern.kernels.topk_encode import plan
 
@@ -26,6 +26,17 @@ NOT_FINITE = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide by zero
 @pytest.fixture(autouse=True)
 def _chunks_of_256(monkeypatch):
     monkeypatch.setattr(topk_encode, "TILES", {9: 1})
+    monkeypatch.setattr(topk_encode, "NARROW", -1)
+
+
+@pytest.fixture(params=["screen", "stream", "half", "maxima"])
+def dtype(request, monkeypatch):
+    """The type in which a path is taken."""
+    if request.param == "maxima":
+        monkeypatch.setattr(topk_encode, "NARROW", 1024)
+        monkeypatch.setattr(group_maxima, "ROWS", 16)  # the interpreter takes a second for a tile of 128 × 256
+        monkeypatch.setattr(group_maxima, "LATENTS", 128)
+    return {"screen": torch.float32, "half": torch.float16}.get(request.param, torch.bfloat16)
 
 
 def encode(device, x, weight, bias, k, pre_bias=None, dead=None, k_aux=0, relu=True, order=False):
@@ -40,7 +51,6 @@ def integers(batch, width, latents):
     return tuple(torch.randint(-2, 3, shape).float() for shape in shapes)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exact(device, shape, dtype):
     batch, width, latents, k = shape
@@ -52,7 +62,6 @@ def test_exact(device, shape, dtype):
         assert_exact_topk(values, indices, x, weight, b, p, relu=relu)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 50, 513])
 def test_ties_go_to_the_smaller_latent(device, dtype, k):
     x, weight, bias, pre_bias = integers(4, 11, 600)
@@ -64,7 +73,6 @@ def test_ties_go_to_the_smaller_latent(device, dtype, k):
 
 
 @NOT_FINITE
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_that_fill_every_list(device, dtype):
     """One column, so that scores are x times the weight: all equal, ascending (each latent beats all before it),
     descending, all negative, zeros, NaN, infinite. 1100 latents: more than any list for this k holds."""
@@ -83,7 +91,6 @@ def test_rows_that_fill_every_list(device, dtype):
 
 
 @NOT_FINITE
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_special_values(device, dtype):
     """NaN is largest, infinities order as numbers do, ±0 tie, tiny and huge scores keep their order."""
     x = torch.randn(5, 20)
@@ -92,8 +99,8 @@ def test_special_values(device, dtype):
     bias[3], bias[4], bias[5] = torch.inf, -torch.inf, -0.0
     x[1, 0] = torch.nan
     x[2, 0] = torch.inf
-    x[3] *= 1e30
-    x[4] *= 1e-30
+    x[3] *= 1e30 if dtype != torch.float16 else 1e3
+    x[4] *= 1e-30 if dtype != torch.float16 else 1e-3
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     want = reference.topk_encode(x, weight, bias, 30)
     got = encode(device, x, weight, bias, 30)
@@ -193,12 +200,11 @@ def test_several_row_blocks(device, monkeypatch):
     monkeypatch.setattr(topk_encode, "TILE", (2, 256))
     for dtype in (torch.bfloat16, torch.float32):
         x, weight, bias, pre_bias = (t.to(dtype) for t in problem(5, 4, 300))
-        assert plan(5, 300, 3, 0, dtype)[-3:-1] == (3, 2)
+        assert plan(5, 4, 300, 3, 0, dtype)[-3:-1] == (3, 2)
         got = encode(device, x, weight, bias, 3, pre_bias)
         assert_exact_topk(*got[:2], x, weight, bias, pre_bias)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_again_and_for_other_strides(device, dtype):
     x, weight, bias, pre_bias = (t.to(dtype) for t in problem(5, 30, 400))
     want = encode(device, x, weight, bias, 8, pre_bias, order=True)
@@ -213,7 +219,6 @@ def test_same_bits_again_and_for_other_strides(device, dtype):
     assert torch.equal(want[5], segments)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_to_do(device, dtype):
     weight = torch.randn(9, 5, dtype=dtype)
     got = encode(device, torch.empty(0, 5, dtype=dtype), weight, None, 3, dead=torch.ones(9, dtype=torch.bool), k_aux=2)
@@ -250,7 +255,7 @@ def test_plan(monkeypatch, dtype, batch):
     screened = dtype == torch.float32
     for latents in (1000, 16384, 65536, 131072):
         for k, k_aux in ((1, 0), (64, 0), (256, 0), (257, 0), (512, 0), (64, 512), (512, 512)):
-            p = plan(batch, latents, k, k_aux, dtype)
+            p = plan(batch, 2304, latents, k, k_aux, dtype)
             assert p.capacity >= k + SUB
             assert not k_aux or p.aux_capacity >= k_aux + SUB
             assert p.rows * p.row_blocks >= batch > p.rows * (p.row_blocks - 1)
@@ -260,7 +265,21 @@ def test_plan(monkeypatch, dtype, batch):
             assert 4 * words <= (165e6 if screened else 100e6)
             if batch == 8192 and latents == 65536 and k <= 256 and not k_aux:
                 assert p.columns * p.rows in (2**23, *([2**23 // 3 * 3] if screened else []))
-    assert plan(batch, 65536, LARGEST_K + 1, 0, dtype).path == "dense"
+    assert plan(batch, 768, 65536, LARGEST_K + 1, 0, dtype).path == "dense"
+
+
+def test_plan_by_maxima(monkeypatch):
+    """D = 768 at the goals' shapes: within 1.2 GB, row blocks of equal size."""
+    monkeypatch.setattr(topk_encode, "NARROW", 1024)
+    for batch, latents in ((1, 16384), (8192, 65536), (8192, 131072), (20000, 2**18)):
+        p = plan(batch, 768, latents, 64, 0, torch.bfloat16)
+        assert p.path == "maxima"
+        assert p.rows * p.row_blocks >= batch > p.rows * (p.row_blocks - 1)
+        rows = -(-p.rows // 128) * 128
+        assert 4 * rows * latents * (1 + 2 / 64) + 8 * rows * p.capacity <= 1.2e9
+    assert plan(8192, 768, 2**18 + 1, 64, 0, torch.bfloat16).path == "stream"
+    assert plan(8192, 768, 65536, 64, 0, torch.bfloat16, major=8).path == "stream"
+    assert plan(8192, 768, 65536, 64, 32, torch.bfloat16).path == "stream"
 
 
 def test_lists_have_room_for_what_a_block_brings():
