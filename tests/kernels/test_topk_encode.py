@@ -29,14 +29,19 @@ def _chunks_of_256(monkeypatch):
     monkeypatch.setattr(topk_encode, "NARROW", -1)
 
 
-@pytest.fixture(params=["screen", "stream", "half", "maxima"])
-def dtype(request, monkeypatch):
+@pytest.fixture
+def by_maxima(monkeypatch):
+    monkeypatch.setattr(topk_encode, "NARROW", 1024)
+    monkeypatch.setattr(group_maxima, "ROWS", 16)  # the interpreter takes a second for a tile of 128 × 256
+    monkeypatch.setattr(group_maxima, "LATENTS", 128)
+
+
+@pytest.fixture(params=["screen", "stream", "maxima"])
+def dtype(request):
     """The type in which a path is taken."""
     if request.param == "maxima":
-        monkeypatch.setattr(topk_encode, "NARROW", 1024)
-        monkeypatch.setattr(group_maxima, "ROWS", 16)  # the interpreter takes a second for a tile of 128 × 256
-        monkeypatch.setattr(group_maxima, "LATENTS", 128)
-    return {"screen": torch.float32, "half": torch.float16}.get(request.param, torch.bfloat16)
+        request.getfixturevalue("by_maxima")
+    return torch.float32 if request.param == "screen" else torch.bfloat16
 
 
 def encode(device, x, weight, bias, k, pre_bias=None, dead=None, k_aux=0, relu=True, order=False):
@@ -53,6 +58,7 @@ def integers(batch, width, latents):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exact(device, shape, dtype):
+    """Planted: a chunk's tail not masked; ReLU left out; the shift's sign; no pre-bias in the rescoring; all caught."""
     batch, width, latents, k = shape
     x, weight, bias, pre_bias = (t.to(dtype) for t in problem(batch, width, latents))
     for b, p, relu in ((bias, pre_bias, True), (None, None, False)):
@@ -62,7 +68,14 @@ def test_exact(device, shape, dtype):
         assert_exact_topk(values, indices, x, weight, b, p, relu=relu)
 
 
-@pytest.mark.parametrize("k", [1, 50, 513])
+def test_float16(device):
+    x, weight, bias, pre_bias = (t.half() for t in problem(3, 31, 300))
+    values, indices, *_ = encode(device, x, weight, bias, 11, pre_bias)
+    assert values.dtype == torch.float16
+    assert_exact_topk(values, indices, x, weight, bias, pre_bias)
+
+
+@pytest.mark.parametrize("k", [1, 50, LARGEST_K + 1])
 def test_ties_go_to_the_smaller_latent(device, dtype, k):
     x, weight, bias, pre_bias = integers(4, 11, 600)
     dead = torch.rand(600) < 0.3
@@ -75,11 +88,14 @@ def test_ties_go_to_the_smaller_latent(device, dtype, k):
 @NOT_FINITE
 def test_rows_that_fill_every_list(device, dtype):
     """One column, so that scores are x times the weight: all equal, ascending (each latent beats all before it),
-    descending, all negative, zeros, NaN, infinite. 1100 latents: more than any list for this k holds."""
+    descending, all negative, zeros, NaN, infinite. 1100 latents: more than any list for this k holds.
+
+    Planted: a later tie let in; all ties kept; caught."""
     latents = 1100
     x = torch.tensor([0.0, 1.0, -1.0, torch.nan, torch.inf]).to(dtype)[:, None]
     ramp = torch.arange(1.0, latents + 1).sqrt()  # ties after rounding to bfloat16
-    for weight, shift in ((torch.ones(latents), 2.5), (ramp, 0), (torch.rand(latents) + 1, 0)):
+    late = torch.cat([torch.ones(600), 1 + ramp[:500]])  # a list full of ties, then what beats them
+    for weight, shift in ((torch.ones(latents), 2.5), (ramp, 0), (late, 0)):
         weight, bias = weight.to(dtype)[:, None], torch.full((latents,), shift, dtype=dtype)
         want = reference.topk_encode(x, weight, bias, 20, relu=False)
         got = encode(device, x, weight, bias, 20, relu=False)
@@ -90,17 +106,31 @@ def test_rows_that_fill_every_list(device, dtype):
         assert bool((got[0][4] == torch.inf).all())
 
 
+def test_zeros_of_both_signs_tie(device):
+    """Planted: keys that order −0 below +0; caught."""
+    scores = torch.tensor([[-0.0, 0.0, -1.0, 0.0, -0.0, 1.0]], device=device)
+    words, state = (torch.zeros(1, *shape, dtype=torch.int32, device=device) for shape in ((2, 512), (2,)))
+    streaming_select.select_kernel[(1,)](
+        scores, None, words, state, *[None] * 5, 0, 6, 4, 2, 512, SUB, 512, num_warps=1
+    )
+    values, indices = torch.empty(1, 4, device=device), torch.empty(1, 4, dtype=torch.int64, device=device)
+    streaming_select.finish_kernel[(1,)](words, state, None, values, indices, 4, False, 2, SUB, 512, 16, num_warps=1)
+    assert indices.tolist() == [[5, 0, 1, 3]]
+
+
 @NOT_FINITE
 def test_special_values(device, dtype):
-    """NaN is largest, infinities order as numbers do, ±0 tie, tiny and huge scores keep their order."""
+    """NaN is largest, infinities order as numbers do, ±0 tie, tiny and huge scores keep their order.
+
+    Planted: NaN below all else; caught."""
     x = torch.randn(5, 20)
     weight, bias = torch.randn(300, 20), torch.zeros(300)
     weight[70] = torch.nan
     bias[3], bias[4], bias[5] = torch.inf, -torch.inf, -0.0
     x[1, 0] = torch.nan
     x[2, 0] = torch.inf
-    x[3] *= 1e30 if dtype != torch.float16 else 1e3
-    x[4] *= 1e-30 if dtype != torch.float16 else 1e-3
+    x[3] *= 1e30
+    x[4] *= 1e-30
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     want = reference.topk_encode(x, weight, bias, 30)
     got = encode(device, x, weight, bias, 30)
@@ -110,9 +140,27 @@ def test_special_values(device, dtype):
     assert_exact_topk(*encode(device, x[4:], weight[100:], None, 30)[:2], x[4:], weight[100:], None, None)
 
 
+@NOT_FINITE
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_few_groups_are_read(device, by_maxima, k):
+    """Fewer latents wanted than there are groups, of which the last is one latent and another is padding.
+
+    Planted: the padding counted as a group; the bound itself left out; both caught."""
+    x, weight, bias, pre_bias = (t.bfloat16() for t in problem(9, 9, 257))
+    weight[-1] *= 9  # the best latent of half the rows
+    assert plan(9, 9, 257, k, 0, torch.bfloat16).path == "maxima"
+    got = encode(device, x, weight, bias, k, pre_bias)
+    assert_exact_topk(*got[:2], x, weight, bias, pre_bias)
+    weight[70], weight[200] = torch.nan, torch.inf
+    got = encode(device, x.abs(), weight, bias, k)
+    assert bool((got[1][:, :2] == torch.tensor([70, 200])[:k]).all())
+    assert bool(got[0][:, 0].isnan().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dead_share", [0.0, 0.05, 1.0])
 def test_aux_is_the_top_of_the_dead(device, dtype, dead_share):
+    """Planted: live latents let in; padding taken from the first slot on in every row; caught."""
     x, weight, bias, pre_bias = (t.to(dtype) for t in problem(3, 17, 530))
     dead = torch.rand(530) < dead_share
     got = encode(device, x, weight, bias, 9, pre_bias, dead, 57)
@@ -130,7 +178,9 @@ def test_aux_is_the_top_of_the_dead(device, dtype, dead_share):
 @pytest.mark.parametrize("rounded", ["x", "weight"])
 def test_roundings_that_all_point_one_way(device, rounded):
     """1 + 0.0038 rounds to 1 in bfloat16. Latent 0 meets only such elements, latent 1 one more that are exact: the
-    rounded product prefers latent 1 (65 to 64), the true one latent 0 (64.24 to 64.2), and 130 between them fill up."""
+    rounded product prefers latent 1 (65 to 64), the true one latent 0 (64.24 to 64.2), and 130 between them fill up.
+
+    Planted: the bound without ‖x − x̂‖, and without ‖w − ŵ‖; each caught by its case."""
     high = 1 + 0.0038
     x, weight = torch.ones(1, 130), torch.zeros(700, 130)
     weight[0, :64] = 1.0
@@ -160,7 +210,9 @@ class Spied:
 
 
 def test_candidates_beyond_the_list_are_all_scored_exactly(device, monkeypatch):
-    """1100 latents within the bound of one another: the list of 1024 overflows, the row is done again in full."""
+    """1100 latents within the bound of one another: the list of 1024 overflows, the row is done again in full.
+
+    Planted: the row left as it was, caught; the overflow not noticed: it crashed."""
     counts = []
     spied = Spied(topk_screen.overflow_kernel, lambda words, state, *_: counts.append(state[:2, 0].tolist()))
     monkeypatch.setattr(topk_screen, "overflow_kernel", spied)
@@ -178,7 +230,9 @@ def test_candidates_beyond_the_list_are_all_scored_exactly(device, monkeypatch):
 
 @NOT_FINITE
 def test_rows_of_zeros_and_of_nan_need_no_second_look(device, monkeypatch):
-    """Padding rows would otherwise tie everywhere and cost a pass over all latents each."""
+    """Padding rows would otherwise tie everywhere and cost a pass over all latents each.
+
+    Planted: a row of zeros not known to be exact; caught."""
 
     def look(words, state, *_):
         assert OVERFLOW.value not in state[:3, 0]
@@ -187,15 +241,17 @@ def test_rows_of_zeros_and_of_nan_need_no_second_look(device, monkeypatch):
     x = torch.zeros(3, 7)
     x[1, 3] = torch.nan
     shift = torch.randn(7)
-    for bias in (None, torch.full((1200,), 2.5), torch.randn(1200)):
-        want = reference.topk_encode(x, weight := torch.randn(1200, 7), bias, 6, relu=False)
+    for bias in (None, torch.randn(1100)):
+        want = reference.topk_encode(x, weight := torch.randn(1100, 7), bias, 6, relu=False)
         got = encode(device, x + shift, weight, bias, 6, shift, relu=False)
         assert torch.equal(got[1][:2], want[1][:2])
         assert torch.equal(got[0][0], want[0][0])
 
 
 def test_several_row_blocks(device, monkeypatch):
-    """The second block's rows must not see the first one's lists."""
+    """The second block's rows must not see the first one's lists.
+
+    Planted: the second block written over the first, caught; its lists not emptied: it crashed."""
     monkeypatch.setattr(topk_encode, "ROWS", 2)
     monkeypatch.setattr(topk_encode, "TILE", (2, 256))
     for dtype in (torch.bfloat16, torch.float32):
@@ -230,7 +286,9 @@ def test_nothing_to_do(device, dtype):
 
 
 def test_offsets_beyond_2_to_the_31(device):
-    """A candidate in the last row of a weight with 2^31 + 64 elements. Its memory is never touched but there."""
+    """A candidate in the last row of a weight with 2^31 + 64 elements. Its memory is never touched but there.
+
+    Planted: 32-bit offsets: it crashed."""
     weight = lazy_zeros(2**25 + 1, 64).to(device)
     weight[-1] = torch.randn(64)
     x = torch.randn(1, 64).to(device)
