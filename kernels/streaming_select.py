@@ -241,6 +241,7 @@ def forms() -> list[Form]:
     selections = [(64, False, False), (64, False, True), (512, False, True)]
     selections += [(64, True, False), (64, True, True), (256, True, True), (512, True, True)]
     made = [_select(*selection) for selection in selections]
+    made.append(made[0]._replace(signature=made[0].signature | {"shift": "*bf16"}))  # the bias itself
     return [
         *made,
         _finish("bf16", 64, False, False),

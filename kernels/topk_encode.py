@@ -65,14 +65,8 @@ def plan(batch: int, width: int, latents: int, k: int, k_aux: int, dtype: torch.
     D = 768 take 1.4 ms by maxima and 1.6 by streaming for F = 65,536, at D = 2304 3.9 and 3.6, and an A100's own
     product is worth more than it saves. A second selection has to look at every score anyway."""
     screened = dtype == torch.float32
-    if (
-        not screened
-        and width <= NARROW
-        and latents <= group_maxima.WIDEST
-        and major >= 9
-        and k <= LARGEST_K
-        and not k_aux
-    ):
+    narrow = width <= NARROW and latents <= group_maxima.WIDEST and major >= 9
+    if narrow and not screened and k <= LARGEST_K and not k_aux:
         height = group_maxima.ROWS
         most = max(height, MAXIMA_SCORES // group_maxima.stride(latents) // height * height)
         blocks = triton.cdiv(batch, most)
@@ -159,6 +153,8 @@ def _streamed(chosen: Plan, x, weight, bias, pre_bias, relu, allowed, padding, m
     shift = bias if screened or pre_bias is None else topk_screen.shifts(pre_bias, weight, bias)
     selections = [_selection(chosen, chosen.capacity, None, None, *main)]
     if allowed is not None:
+        if shift is None:
+            shift = torch.zeros(latents, device=device)  # `select_kernel` with `allowed` alone spills on sm_90
         selections.append(_selection(chosen, chosen.aux_capacity, allowed, padding, *aux))
     norms = residuals = row_norms = row_residuals = None
     factor = weight_chunk = None

@@ -162,6 +162,7 @@ def test_few_groups_are_read(device, by_maxima, k):
 def test_aux_is_the_top_of_the_dead(device, dtype, dead_share):
     """Planted: live latents let in; padding taken from the first slot on in every row; caught."""
     x, weight, bias, pre_bias = (t.to(dtype) for t in problem(3, 17, 530))
+    bias, pre_bias = (bias, pre_bias) if dead_share else (None, None)
     dead = torch.rand(530) < dead_share
     got = encode(device, x, weight, bias, 9, pre_bias, dead, 57)
     assert_exact_topk(*got[:2], x, weight, bias, pre_bias)
