@@ -157,6 +157,13 @@ def _cpu(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     return values.to(x.dtype), indices, aux_values.to(x.dtype), aux_indices, entries, segments
 
 
+def _cuda(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
+    if x.dtype == torch.float64:
+        return _reference(x, weight, bias, k, pre_bias, relu, dead, k_aux, order)
+    kernel = library.kernels("topk_encode").topk_encode
+    return kernel(x, weight, bias, k, pre_bias, relu, dead, k_aux, order)
+
+
 def _fake(x, weight, bias, k, pre_bias, relu, dead, k_aux, order):
     batch = x.shape[0]
     index = x.new_empty(batch, k, dtype=torch.int64)
@@ -170,7 +177,7 @@ library.define(
     "topk_encode(Tensor x, Tensor weight, Tensor? bias, int k, Tensor? pre_bias, bool relu, Tensor? dead, int k_aux,"
     " bool order) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu,
-    cuda=None,
+    cuda=_cuda,
     reference=_reference,
     fake=_fake,
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bounds import UNIT
+from exact_topk import assert_exact_topk, problem
 
 from saekern import _C, ops, reference
 from saekern.ops.topk_encode import encode as encode_in_order
@@ -41,37 +41,6 @@ def encode(x, weight, bias, k, pre_bias=None, dead=None, k_aux=0, relu=True, thr
         isa,
     )
     return values, indices, aux_values, aux_indices
-
-
-def problem(batch, width, latents):
-    weight = torch.randn(latents, width) * (0.1 + torch.rand(latents, 1))  # norms differ: the bound is per latent
-    x = torch.randn(batch, width)
-    x[:1] += 5 * weight[-1]  # so that the last latent, alone in its panel, is among the winners
-    return x, weight, torch.randn(latents), torch.randn(width)
-
-
-def assert_exact_topk(values, indices, x, weight, bias, pre_bias, allowed=None):
-    """The definition of exact in docs/ops.md: with ε the rounding bound of one score, a latent whose float64 score
-    beats the K-th by more than 2ε is in, one below by more than 2ε is out, and each value is within ε of its score."""
-    x64, w64 = x.double() - (0 if pre_bias is None else pre_bias.double()), weight.double()
-    score = x64 @ w64.T + (0 if bias is None else bias.double())
-    magnitude = (x.abs().double() + (0 if pre_bias is None else pre_bias.abs().double())) @ w64.abs().T
-    eps = (x.shape[1] + 4) * UNIT * (magnitude + (0 if bias is None else bias.abs().double()))
-    k = indices.shape[1]
-    if allowed is not None:
-        score = score.masked_fill(~allowed, -torch.inf)
-        k = min(k, int(allowed.sum()))
-        values, indices = values[:, :k], indices[:, :k]
-    assert all(len(set(row.tolist())) == k for row in indices), "an index twice in one row"
-    chosen = score.gather(1, indices)
-    error = (values.double() - chosen.clamp(min=0)).abs()
-    assert bool((error <= eps.gather(1, indices)).all())
-    assert bool((values.diff(dim=1) <= 0).all())
-    kth = score.topk(k).values[:, -1:]
-    assert bool((chosen >= kth - 2 * eps.amax(1, keepdim=True)).all())
-    surely_in = (score > kth + 2 * eps.amax(1, keepdim=True)).sum(1)
-    found = (chosen > kth + 2 * eps.amax(1, keepdim=True)).sum(1)
-    assert torch.equal(surely_in, found)
 
 
 @pytest.mark.parametrize("isa", AVAILABLE)
