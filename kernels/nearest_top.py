@@ -22,7 +22,7 @@ MOST = tl.constexpr(2**63 - 1)
 @triton.jit
 def _pack(score, index):
     """An int64 that is larger for a better score, NaN best, and for a smaller index where scores tie."""
-    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # −0 ties with 0
+    bits = score.to(tl.int32, bitcast=True)  # never −0, as sums start at 0
     ordered = tl.where(score == score, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
@@ -148,7 +148,7 @@ def table_kernel(
     for column in range(first, tl.minimum(first + STRIP, count)):
         at = tl.full([], 0, tl.int64) + column
         score = cosine(a_rows + row * D, scale, b_rows + at * D, tl.load(b_inverse + at), D, 2 * BLOCK_D)
-        tl.store(out + row * count + at, tl.where(score == 0, 0.0, score))
+        tl.store(out + row * count + at, score)
 
 
 def nearest_top(a: Tensor, b: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,10 +37,9 @@ def exact(a, b):
     return torch.empty_like(cosine).scatter(1, index, cosine)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 5), (23, 1, 3), (17, 31, 29), (5, 130, 71), (260, 2, 130)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 5), (23, 1, 3), (17, 31, 29), (5, 130, 71), (260, 5, 13)])
 def test_both_directions(device, shape):
-    """Rows of very different norms. Planted: partners not sought beyond the leading group; a's rows and b's swapped in
-    the second direction. Both caught."""
+    """Rows of very different norms, more than a tile of them. Planted: b's groups taken for a's; caught."""
     fa, fb, width = shape
     a = torch.randn(fa, width) * 10 ** torch.empty(fa, 1).uniform_(-12, 12)
     b = torch.randn(fb, width)
@@ -81,7 +80,7 @@ def test_preparation(device):
 def test_group_maxima_and_their_bound(device, shape):
     """Every group's maximum is in its place, within the bound of the exact one, on either side of tiles' edges; nothing
     is there for groups without rows. Planted: b's maxima stored by a's groups; the last tile's rows beyond the end not
-    masked; the bound without the other row's residual. All caught."""
+    masked. Both caught."""
     fa, fb, width = shape
     a, b = torch.randn(fa, width), torch.randn(fb, width)
     a[-1], b[-1] = a[0], a[0]
@@ -110,8 +109,8 @@ def test_group_maxima_and_their_bound(device, shape):
 
 def test_near_ties_are_settled_in_float32(device):
     """Partners that differ by less than float16 shows, the best one not the first, in the same group and in others: the
-    answer is the largest float32 cosine at the smallest index. Planted: the best approximate cosine taken; a threshold
-    without the bound; ties to the later group. All caught."""
+    answer is the largest float32 cosine at the smallest index. Planted: the best approximate cosine taken; no group but
+    the leading one; ties to the later row. All caught."""
     a = torch.randn(3, 96)
     b = torch.randn(60, 96)
     for row in range(3):
@@ -126,6 +125,21 @@ def test_near_ties_are_settled_in_float32(device):
     assert torch.equal(index, first)
     assert torch.equal(b_cosine, table.amax(0))
     assert torch.equal(b_index, (table.T == table.amax(0)[:, None]).to(torch.uint8).argmax(1))
+
+
+def test_rounding_at_its_worst(device):
+    """All of a's 64 coordinates are rounded in the direction of the best partner, whose approximate cosine is 0 instead
+    of 2.2e-4; another's is 1.2e-4, and right. From either side. Planted: no bound; only the own row's residual in it.
+    Both caught."""
+    base, toward = torch.ones(64), torch.ones(64)
+    base[32:], toward[::2] = -1, -1
+    row = base + 2.2e-4 * toward
+    other = torch.zeros(64)
+    other[:2], other[2:4] = 0.5, torch.tensor([-0.5, -0.5 + 2.0**-10])
+    for single, partners in ((row, [toward, -base, other]), (toward, [row, -toward, other])):
+        cosine, index, _, _ = (t.cpu() for t in kernel.nearest(single[None].to(device), torch.stack(partners).to(device)))
+        assert index.tolist() == [0]
+        assert cosine.item() == pytest.approx(2.2e-4, rel=1e-3)
 
 
 def test_identical_rows_everywhere(device):
