@@ -250,8 +250,14 @@ def forms() -> list[Form]:
         absent = {} if both else {"b_tops": None}
         made.append(
             Form(
-                screen_kernel, signature, constants | absent, shape.num_warps, shape.num_stages, aligned, matrix=True,
+                screen_kernel,
+                signature,
+                constants | absent,
+                shape.num_warps,
+                shape.num_stages,
+                aligned,
+                matrix=True,
                 gather=True,
-            )  # fmt: skip
+            )
         )
     return made

@@ -6,13 +6,25 @@ import triton.language as tl
 from torch import Tensor
 
 from saekern.kernels.cosine_screen import (
-    NOTHING, ROUNDED, TILE_A, TILE_B, Prepared, approximate, cosine, error_bound, member, plan, prepare, screen,
+    NOTHING,
+    ROUNDED,
+    TILE_A,
+    TILE_B,
+    Prepared,
+    approximate,
+    cosine,
+    error_bound,
+    member,
+    plan,
+    prepare,
+    screen,
     shared_memory,
-)  # fmt: skip
+)
 from saekern.kernels.form import Form
 
 CHUNK = 512  # maxima looked at together: 32 bytes a thread
 BLOCK_D = 128  # float16 columns of a step, twice as many in float32: 8 rows of 256 bytes in flight a warp
+REGISTERS = 168  # at most: 12 warps a multiprocessor or more
 TOPS_BYTES = 2**28  # of maxima at a time: two pairs of 16,384 latents
 MOST_PAIRS = 16_384  # a launch: program numbers stay below 2^31 for the small dictionaries of which so many fit
 
@@ -123,9 +135,7 @@ def pick_kernel(
                     following, best, index, floor, slack, own_rows, own_rounded, scale, rows, rounded, inverse, count,
                     D, W, TILE, BLOCK_D,
                 )  # fmt: skip
-                following = tl.min(
-                    tl.where((upper >= tl.maximum(best, floor)) & (group > following), group, groups), 0
-                )
+                following = tl.min(tl.where((upper >= tl.maximum(best, floor)) & (group > following), group, groups), 0)
     tl.store(cosines + program, best)
     tl.store(indices + program, index.to(tl.int64))
 
@@ -182,4 +192,6 @@ def _form(name: str, side: int, tile: int) -> Form:
     aligned = (*signature, *numbers)
     signature |= dict.fromkeys(numbers, "i32")
     constants = {"SIDE": side, "TILE": tile, "CHUNK": CHUNK, "BLOCK_D": BLOCK_D}
-    return Form(pick_kernel, signature, constants, 1, aligned=aligned, gather=True, registers=168)  # 12 warps a multiprocessor or more
+    return Form(
+        pick_kernel, signature, constants, 1, aligned=aligned, gather=True, registers=168
+    )  # 12 warps a multiprocessor or more

@@ -6,8 +6,17 @@ import triton.language as tl
 from torch import Tensor
 
 from saekern.kernels.cosine_screen import (
-    NOTHING, ROUNDED, TILE_B, Prepared, approximate, cosine, error_bound, member, prepare, screen,
-)  # fmt: skip
+    NOTHING,
+    ROUNDED,
+    TILE_B,
+    Prepared,
+    approximate,
+    cosine,
+    error_bound,
+    member,
+    prepare,
+    screen,
+)
 from saekern.kernels.form import Form
 from saekern.kernels.nearest import BLOCK_D, CHUNK, TOPS_BYTES
 
@@ -85,7 +94,7 @@ def top_kernel(
 
         # The kept-th largest maximum, bit by bit: as many cosines are no less, but for the error.
         threshold = tl.full([], -32768, tl.int32)
-        for bit in range(0, 16):
+        for bit in range(16):
             trial = threshold + (32768 >> bit)
             reached = tl.zeros([CHUNK], tl.int32)
             for first in range(0, groups, CHUNK):
@@ -121,7 +130,7 @@ def top_kernel(
                 following = _next(tops, first, groups, following, limit, slack, CHUNK)
 
     keys = tl.where(slot < kept, keys, LEAST)
-    for place in range(0, m):
+    for place in range(m):
         key = tl.max(keys, 0)
         tl.store(cosines + row * m + place, _score(key))
         tl.store(indices + row * m + place, 0x7FFFFFFF - (key & 0x7FFFFFFF))

@@ -56,7 +56,7 @@ def nearest_prepare(rows: Tensor) -> NearestRows:
 
 
 def nearest_pairs(a: NearestRows, b: NearestRows, pairs: Tensor) -> NearestPair:
-    """`nearest(a.rows[i], b.rows[j])` for every row (i, j) of `pairs` [P, 2] int64, stacked: fields [P, Fa] and [P, Fb].
+    """`nearest(a.rows[i], b.rows[j])` for every row (i, j) of `pairs` [P, 2] int64: fields [P, Fa] and [P, Fb].
 
     Equal to it bit for bit; on a CUDA device several pairs share a launch. Indices are trusted to be in range there.
 

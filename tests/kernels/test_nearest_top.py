@@ -32,8 +32,8 @@ SHAPES = [(1, 1, 1, 1), (3, 1, 5, 1), (5, 7, 3, 7), (9, 90, 24, 1), (4, 90, 29, 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_lists(device, shape):
-    """m = 1, m = F, a list of 65, whole rows sorted. Planted: the threshold from the m-th group instead of one more; the
-    list's least place not the one replaced; the rest one place early. All caught."""
+    """m = 1, m = F, a list of 65, whole rows sorted. Planted: the threshold from one group too few; the list's
+    least place not the one replaced; the rest one place early. All caught."""
     fa, fb, width, m = shape
     a, b = torch.randn(fa, width) * torch.rand(fa, 1) * 5, torch.randn(fb, width)
     check(top(a, b, m, device), a, b, m)
@@ -55,8 +55,8 @@ def tied(rows, count, width):
 
 @pytest.mark.parametrize("m", [4, 20, 30])
 def test_lists_are_the_sorted_rows_cut_off(device, m, monkeypatch):
-    """Ties without end, and both ways of making the list: same values, smaller indices first, same rest. Planted: ties to
-    the larger index; caught."""
+    """Ties without end, and both ways of making the list: same values, smaller indices first. Planted: ties to the
+    larger index; caught."""
     a, b = tied(4, 30, 10)
     listed = top(a, b, m, device)
     monkeypatch.setattr(kernel, "WIDEST", 0)
