@@ -74,11 +74,13 @@ def prepare_kernel(
 
 @triton.jit
 def screen_kernel(
-    a_rounded,  # [Sa, Fa, W]
+    a_rounded,  # [Sa, a_stride, W], of which rows a_first + [0, Fa) take part
     b_rounded,  # [Sb, Fb, W]
     pairs,  # [P, 2] int32: which of a's dictionaries with which of b's
     a_tops,  # [P, Fa, groups of b] float16: for each row the largest cosine in every group
     b_tops,  # [P, Fb, groups of a], or None
+    a_first,
+    a_stride,
     Fa,
     Fb,
     W,
@@ -99,7 +101,7 @@ def screen_kernel(
     rows = tile_a * TILE_A + tl.arange(0, TILE_A)
     columns = tile_b * TILE_B + tl.arange(0, TILE_B)
     depth = tl.arange(0, BLOCK_K)
-    first_a = tl.load(pairs + 2 * slot).to(tl.int64) * Fa
+    first_a = tl.load(pairs + 2 * slot).to(tl.int64) * a_stride + a_first
     first_b = tl.load(pairs + 2 * slot + 1).to(tl.int64) * Fb
     # Rows beyond the last repeat it: cheaper than a mask in the loop.
     a_at = a_rounded + (first_a + tl.minimum(rows, Fa - 1))[:, None] * W + depth[None, :]  # [TILE_A, BLOCK_K]
@@ -212,40 +214,37 @@ def prepare(rows: Tensor) -> Prepared:
     return Prepared(rows, rounded, inverse, residual, residual.amax(1), bad)
 
 
-def screen(a: Prepared, b: Prepared, pairs: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
-    """The group maxima of `pairs` [P, 2]: a's rows over groups of b's, and with `both` b's rows over groups of a's."""
-    (_, a_rows, width), b_rows, count = a.rounded.shape, b.rounded.shape[1], pairs.shape[0]
+def screen(
+    a: Prepared, b: Prepared, pairs: Tensor, both: bool, first: int = 0, most: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The group maxima of `pairs` [P, 2]: a's rows over groups of b's, and with `both` b's rows over groups of a's; of
+    a's dictionaries at most `most` rows from `first` on."""
+    (_, a_stride, width), b_rows, count = a.rounded.shape, b.rounded.shape[1], pairs.shape[0]
+    a_rows = a_stride - first if most is None else min(most, a_stride - first)
     tiles, a_groups, b_groups, num_warps, num_stages = plan(a_rows, b_rows, shared_memory(a.rounded))
     a_tops = a.rounded.new_empty(count, a_rows, b_groups, dtype=torch.float16)
     b_tops = a.rounded.new_empty(count, b_rows, a_groups, dtype=torch.float16) if both else None
     with torch.cuda.device_of(a.rounded):
         screen_kernel[(count * tiles,)](
-            a.rounded, b.rounded, pairs, a_tops, b_tops, a_rows, b_rows, width, TILE_A, TILE_B, BLOCK_K, BAND,
-            num_warps=num_warps, num_stages=num_stages,
+            a.rounded, b.rounded, pairs, a_tops, b_tops, first, a_stride, a_rows, b_rows, width, TILE_A, TILE_B,
+            BLOCK_K, BAND, num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
     return a_tops, b_tops
 
 
 def forms() -> list[Form]:
     prepared = {"rounded": "*fp16", "inverse": "*fp32", "residual": "*fp32"}
-    made = [
-        Form(
-            prepare_kernel,
-            {"rows": f"*{name}", **prepared, "D": "i32", "W": "i32"},
-            {"BLOCK": PREPARE_BLOCK},
-            4,
-            aligned=("rows", *prepared, "D", "W"),
-            gather=True,
-        )
-        for name in ("fp32", "bf16")
-    ]
+    aligned = ("rows", *prepared, "D", "W")
+    signature = {"rows": "*fp32", **prepared, "D": "i32", "W": "i32"}
+    made = [Form(prepare_kernel, signature, {"BLOCK": PREPARE_BLOCK}, 4, aligned=aligned, gather=True)]
     constants: dict[str, object] = {"TILE_A": TILE_A, "TILE_B": TILE_B, "BLOCK_K": BLOCK_K, "BAND": BAND}
     for both, memory in ((True, 232_448), (False, 166_912)):  # of an H200 and of an A100: four stages and three
         signature = {"a_rounded": "*fp16", "b_rounded": "*fp16", "pairs": "*i32", "a_tops": "*fp16"}
         if both:
             signature["b_tops"] = "*fp16"
-        aligned = (*signature, "Fa", "Fb", "W")
-        signature |= {"Fa": "i32", "Fb": "i32", "W": "i32"}
+        numbers = ("a_first", "a_stride", "Fa", "Fb", "W")
+        aligned = (*signature, *numbers)
+        signature |= dict.fromkeys(numbers, "i32")
         shape = plan(16_384, 16_384, memory)
         absent = {} if both else {"b_tops": None}
         made.append(

@@ -1,11 +1,14 @@
 """The best cosine partner of every row, both ways, for many pairs of dictionaries: screened, then scored in float32."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from saekern.kernels.cosine_screen import (
+    GROUP,
     NOTHING,
     ROUNDED,
     TILE_A,
@@ -42,6 +45,7 @@ def _settle(
     rows,  # the other dictionary: [F, D], [F, W], [F]
     rounded,
     inverse,
+    start,  # its first row's number
     F,
     D,
     W,
@@ -57,33 +61,38 @@ def _settle(
         candidate = member(group, following, TILE)
         at = candidate.to(tl.int64)
         score = cosine(own, own_scale, rows + at * D, tl.load(inverse + at), D, 2 * BLOCK_D)
-        better = (score > best) | ((score == best) & (candidate < index))
+        better = (score > best) | ((score == best) & (start + candidate < index))
         best = tl.where(better, score, best)
-        index = tl.where(better, candidate, index)
+        index = tl.where(better, start + candidate, index)
         following = tl.min(tl.where((upper >= tl.maximum(best, floor)) & (k > following), k, 8), 0)
     return best, index
 
 
 @triton.jit
 def pick_kernel(
-    own_rows,  # [S, F, D]: the dictionary whose rows look for partners
-    own_rounded,  # [S, F, W]
-    own_inverse,  # [S, F]
-    own_residual,  # [S, F]
-    rows,  # [S', F', D]: the other one
-    rounded,  # [S', F', W]
-    inverse,  # [S', F']
+    own_rows,  # [S, own_stride, D]: the dictionary whose rows look for partners
+    own_rounded,  # [S, own_stride, W]
+    own_inverse,  # [S, own_stride]
+    own_residual,  # [S, own_stride]
+    rows,  # [S', stride, D]: the other one
+    rounded,  # [S', stride, W]
+    inverse,  # [S', stride]
     worst,  # [S']
     bad,  # [S']
     pairs,  # [P, 2]
-    tops,  # [P, F, groups]
-    cosines,  # [P, F] out
-    indices,  # [P, F] int64 out
-    own_count,  # F
-    count,  # F'
+    tops,  # [P, own_count, groups]
+    cosines,  # [P, own_stride] out
+    indices,  # [P, own_stride] int64 out
+    own_start,  # own_count rows from here on look for partners
+    own_stride,
+    own_count,
+    start,  # among `count` rows from here on
+    stride,
+    count,
     D,
     W,
     groups,
+    CONTINUED: tl.constexpr,  # what the outputs hold is the best among earlier rows
     SIDE: tl.constexpr,  # where in a pair the first dictionary is
     TILE: tl.constexpr,  # of the other dictionary's groups
     CHUNK: tl.constexpr,
@@ -91,20 +100,22 @@ def pick_kernel(
 ):
     program = tl.program_id(0).to(tl.int64)
     slot = program // own_count
-    own = tl.load(pairs + 2 * slot + SIDE).to(tl.int64) * own_count + program % own_count
+    row = own_start + program % own_count
+    place = slot * own_stride + row
+    own = tl.load(pairs + 2 * slot + SIDE).to(tl.int64) * own_stride + row
     partner = tl.load(pairs + 2 * slot + 1 - SIDE).to(tl.int64)
     scale = tl.load(own_inverse + own)
     first_bad = tl.load(bad + partner)
     own_bad = scale != scale
-    best = tl.where(own_bad | (first_bad < count), float("nan"), 0.0)
-    index = tl.where((first_bad < count) & (scale == scale), first_bad, 0)
+    best = tl.where(own_bad | (first_bad < stride), float("nan"), 0.0)
+    index = tl.where((first_bad < stride) & (scale == scale), first_bad, 0)
     if (scale != 0) & (best == 0):
         slack = error_bound(tl.load(own_residual + own), tl.load(worst + partner), D)
         own_rows += own * D
         own_rounded += own * W
-        rows += partner * count * D
-        rounded += partner * count * W
-        inverse += partner * count
+        rows += (partner * stride + start) * D
+        rounded += (partner * stride + start) * W
+        inverse += partner * stride + start
         tops += program * groups
 
         highest = tl.full([CHUNK], NOTHING, tl.float32)
@@ -119,11 +130,15 @@ def pick_kernel(
         floor = summit - tl.abs(summit) * ROUNDED - slack  # some cosine is no less
 
         # The leader first: with its exact cosine for a threshold fewer groups remain than with the floor.
-        best = tl.full([], NOTHING, tl.float32)
-        index = tl.full([], 0, tl.int32) + count
+        if CONTINUED:
+            best = tl.load(cosines + place)
+            index = tl.load(indices + place).to(tl.int32)
+        else:
+            best = tl.full([], NOTHING, tl.float32)
+            index = tl.full([], 0, tl.int32) + stride
         best, index = _settle(
-            leader, best, index, floor, slack, own_rows, own_rounded, scale, rows, rounded, inverse, count, D, W, TILE,
-            BLOCK_D,
+            leader, best, index, floor, slack, own_rows, own_rounded, scale, rows, rounded, inverse, start, count, D, W,
+            TILE, BLOCK_D,
         )  # fmt: skip
         for first in range(0, groups, CHUNK):
             group = first + tl.arange(0, CHUNK)
@@ -132,44 +147,54 @@ def pick_kernel(
             following = tl.min(tl.where(upper >= tl.maximum(best, floor), group, groups), 0)
             while following < groups:
                 best, index = _settle(
-                    following, best, index, floor, slack, own_rows, own_rounded, scale, rows, rounded, inverse, count,
-                    D, W, TILE, BLOCK_D,
+                    following, best, index, floor, slack, own_rows, own_rounded, scale, rows, rounded, inverse, start,
+                    count, D, W, TILE, BLOCK_D,
                 )  # fmt: skip
                 following = tl.min(tl.where((upper >= tl.maximum(best, floor)) & (group > following), group, groups), 0)
-    tl.store(cosines + program, best)
-    tl.store(indices + program, index.to(tl.int64))
+    tl.store(cosines + place, best)
+    tl.store(indices + place, index.to(tl.int64))
 
 
-def pairs_at_once(a_rows: int, b_rows: int, memory: int) -> int:
-    """How many pairs share a launch."""
+class Batch(NamedTuple):
+    pairs: int  # that share a launch
+    rows: int  # of a's dictionary at a time: all of them, or fewer where one pair's maxima are more than TOPS_BYTES
+
+
+def batch(a_rows: int, b_rows: int, memory: int) -> Batch:
     shape = plan(a_rows, b_rows, memory)
-    tops = 2 * (a_rows * shape.b_groups + b_rows * shape.a_groups)
-    return max(1, min(TOPS_BYTES // tops, MOST_PAIRS))
+    pairs = TOPS_BYTES // (2 * (a_rows * shape.b_groups + b_rows * shape.a_groups))
+    if pairs:
+        return Batch(min(pairs, MOST_PAIRS), a_rows)
+    tile = 2 * (TILE_A * shape.b_groups + b_rows * TILE_A // GROUP)
+    return Batch(1, max(1, TOPS_BYTES // tile) * TILE_A)
 
 
 def nearest_pairs(a: Prepared, b: Prepared, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each of `pairs` [P, 2] int32, a[pairs[p, 0]] with b[pairs[p, 1]]: a_cosine, a_index [P, Fa] and b_cosine,
-    b_index [P, Fb]. Memory beyond that: TOPS_BYTES, or one pair's maxima if these are more."""
+    b_index [P, Fb]. Memory beyond that: TOPS_BYTES."""
     a_rows, b_rows, count = a.rows.shape[1], b.rows.shape[1], pairs.shape[0]
     pairs = pairs.contiguous()
     a_cosine, b_cosine = (a.inverse.new_empty(count, rows) for rows in (a_rows, b_rows))
     a_index, b_index = (torch.empty_like(cosines, dtype=torch.int64) for cosines in (a_cosine, b_cosine))
-    step = pairs_at_once(a_rows, b_rows, shared_memory(a.rounded))
-    for first in range(0, count, step):
-        part = slice(first, first + step)
-        a_tops, b_tops = screen(a, b, pairs[part], both=True)
-        _pick(a, b, pairs[part], a_tops, 0, TILE_B, a_cosine[part], a_index[part])
-        _pick(b, a, pairs[part], b_tops, 1, TILE_A, b_cosine[part], b_index[part])
+    step, most = batch(a_rows, b_rows, shared_memory(a.rounded))
+    for begin in range(0, count, step):
+        part = slice(begin, begin + step)
+        for first in range(0, a_rows, most):
+            block = (first, min(most, a_rows - first))
+            a_tops, b_tops = screen(a, b, pairs[part], True, *block)
+            _pick(a, block, b, (0, b_rows), pairs[part], a_tops, 0, a_cosine[part], a_index[part])
+            _pick(b, (0, b_rows), a, block, pairs[part], b_tops, 1, b_cosine[part], b_index[part])
     return a_cosine, a_index, b_cosine, b_index
 
 
-def _pick(own, other, pairs, tops, side, tile, cosines, indices):
-    _, count, width = own.rows.shape
+def _pick(own, own_block, other, block, pairs, tops, side, cosines, indices):
+    _, own_stride, width = own.rows.shape
     with torch.cuda.device_of(tops):
-        pick_kernel[(cosines.numel(),)](
+        pick_kernel[(len(pairs) * own_block[1],)](
             own.rows, own.rounded, own.inverse, own.residual, other.rows, other.rounded, other.inverse, other.worst,
-            other.bad, pairs, tops, cosines, indices, count, other.rows.shape[1], width, own.rounded.shape[2],
-            tops.shape[2], side, tile, CHUNK, BLOCK_D, num_warps=1,
+            other.bad, pairs, tops, cosines, indices, own_block[0], own_stride, own_block[1], block[0],
+            other.rows.shape[1], block[1], width, own.rounded.shape[2], tops.shape[2], block[0] > 0, side,
+            (TILE_B, TILE_A)[side], CHUNK, BLOCK_D, num_warps=1,
         )  # fmt: skip
 
 
@@ -188,10 +213,10 @@ def _form(name: str, side: int, tile: int) -> Form:
     signature = dict.fromkeys(("own_rows", "rows"), f"*{name}") | dict.fromkeys(("own_rounded", "rounded"), "*fp16")
     signature |= dict.fromkeys(("own_inverse", "own_residual", "inverse", "worst", "cosines"), "*fp32")
     signature |= {"bad": "*i32", "pairs": "*i32", "tops": "*fp16", "indices": "*i64"}
-    numbers = ("own_count", "count", "D", "W", "groups")
+    numbers = ("own_start", "own_stride", "own_count", "start", "stride", "count", "D", "W", "groups")
     aligned = (*signature, *numbers)
     signature |= dict.fromkeys(numbers, "i32")
-    constants = {"SIDE": side, "TILE": tile, "CHUNK": CHUNK, "BLOCK_D": BLOCK_D}
+    constants = {"CONTINUED": side == 1, "SIDE": side, "TILE": tile, "CHUNK": CHUNK, "BLOCK_D": BLOCK_D}
     return Form(
         pick_kernel, signature, constants, 1, aligned=aligned, gather=True, registers=168
     )  # 12 warps a multiprocessor or more

@@ -185,13 +185,12 @@ def _listed(a: Prepared, b: Prepared, m: int) -> tuple[Tensor, Tensor, Tensor]:
     step = rows_at_once(count)
     for first in range(0, a_count, step):
         part = slice(first, first + step)
-        block = Prepared(*(t[:, part] for t in a[:4]), a.worst, a.bad)
-        tops, _ = screen(block, b, pair, both=False)
+        tops, _ = screen(a, b, pair, False, first, step)
         with torch.cuda.device_of(tops):
             top_kernel[(tops.shape[1],)](
-                *block[:4], *b[:3], b.worst, b.bad, tops, cosines[part], indices[part], rest[part], count, width,
-                b.rounded.shape[2], tops.shape[2], m, kept, TILE_B, CHUNK, BLOCK_D, triton.next_power_of_2(kept),
-                num_warps=1, maxnreg=REGISTERS,
+                *(t[0, part] for t in a[:4]), *b[:3], b.worst, b.bad, tops, cosines[part], indices[part], rest[part],
+                count, width, b.rounded.shape[2], tops.shape[2], m, kept, TILE_B, CHUNK, BLOCK_D,
+                triton.next_power_of_2(kept), num_warps=1, maxnreg=REGISTERS,
             )  # fmt: skip
     return cosines, indices, rest
 
@@ -223,7 +222,7 @@ def _sorted(a: Prepared, b: Prepared, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def forms() -> list[Form]:
-    made = [_form("fp32", 2), _form("fp32", 128), _form("bf16", 16)]
+    made = [_form("fp32", 128), _form("bf16", 4)]
     signature = {"a_rows": "*fp32", "a_inverse": "*fp32", "b_rows": "*fp32", "b_inverse": "*fp32", "out": "*fp32"}
     aligned = (*signature, "count", "D")
     signature |= {"count": "i32", "D": "i32"}

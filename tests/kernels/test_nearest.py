@@ -193,11 +193,49 @@ def test_pairs_in_one_launch_are_the_pairs_one_by_one(device, monkeypatch):
     pairs = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]], dtype=torch.int32, device=device)
     pa, pb = screening.prepare(a), screening.prepare(b)
     want = [torch.stack(parts) for parts in zip(*(kernel.nearest(a[i], b[j]) for i, j in pairs), strict=True)]
-    for budget in (2**28, 2 * 2 * (5 * 16 + 7 * 32)):  # all at once; two at a time
+    for budget in (2**28, 2 * 2 * (5 * 16 + 7 * 32)):  # all at once, two at a time
         monkeypatch.setattr(kernel, "TOPS_BYTES", budget)
         got = kernel.nearest_pairs(pa, pb, pairs)
         assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
     assert all(t.shape[0] == 0 for t in kernel.nearest_pairs(pa, pb, pairs[:0]))
+
+
+def test_blocks_of_rows_change_nothing(device, monkeypatch):
+    """As for a pair whose maxima exceed the budget: b's best is carried from one block of a's rows to the next; ties,
+    and a NaN row in the last block. Planted: each block's answer over the last one's; a's rows numbered from their
+    block's first. Both caught."""
+    a, b = torch.randn(1, 37, 9).to(device), torch.randn(2, 3, 9).to(device)
+    a[0, [10, 35]], a[0, 20] = b[1, 0], 2 * b[1, 1]
+    ready, other = screening.prepare(a), screening.prepare(b)
+    pairs = torch.tensor([[0, 1]], dtype=torch.int32, device=device)
+    want = kernel.nearest_pairs(ready, other, pairs)
+    assert want[3][0, :2].tolist() == [10, 20]
+    monkeypatch.setattr(kernel, "batch", lambda *sizes: kernel.Batch(1, 16))
+    assert all(torch.equal(x, y) for x, y in zip(want, kernel.nearest_pairs(ready, other, pairs), strict=True))
+    a[0, 36, 0] = torch.nan
+    assert kernel.nearest_pairs(screening.prepare(a), other, pairs)[3].tolist() == [[36] * 3]
+
+
+def test_offsets_beyond_2_to_the_31(device):
+    """The last of 2^25 + 1 dictionaries of one row of 64. Their memory is never touched but there. Planted: a row's
+    number in 32 bits; the process died."""
+    count = 2**25 + 1
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        rows, rounded = (torch.empty(count, 1, 64, dtype=torch.float16, device=device) for _ in range(2))
+        inverse, residual = (torch.empty(count, 1, device=device) for _ in range(2))
+        worst, bad = torch.empty(count, device=device), torch.empty(count, dtype=torch.int32, device=device)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+    everything = screening.Prepared(rows, rounded, inverse, residual, worst, bad)
+    for run, sign in ((0, 1.0), (count - 1, -1.0)):
+        ready = screening.prepare(torch.full((1, 1, 64), sign, dtype=torch.float16, device=device))
+        for whole, one in zip(everything, ready, strict=True):
+            whole[run] = one[0]
+    pairs = torch.tensor([[count - 1, 0], [0, count - 1], [count - 1, count - 1]], dtype=torch.int32, device=device)
+    a_cosine, _, b_cosine, _ = kernel.nearest_pairs(everything, everything, pairs)
+    assert a_cosine[:, 0].tolist() == [-1, -1, 1]
+    assert b_cosine[:, 0].tolist() == [-1, -1, 1]
 
 
 def test_cosines_are_the_same_from_either_side(device):
@@ -225,9 +263,9 @@ def test_plan_fits_the_device():
     assert [screening.plan(1, 1, kb).num_stages for kb in (232_448, 166_912, 101_376)] == [4, 3, 2]
     shape = screening.plan(16_384, 16_385, 232_448)
     assert (shape.tiles, shape.a_groups, shape.b_groups) == (64 * 129, 2048, 129 * 16)
-    assert kernel.pairs_at_once(16_384, 16_384, 232_448) == 2
-    assert kernel.pairs_at_once(131_072, 131_072, 232_448) == 1
-    assert kernel.pairs_at_once(8, 8, 232_448) == kernel.MOST_PAIRS
+    assert kernel.batch(16_384, 16_384, 232_448) == (2, 16_384)
+    assert kernel.batch(131_072, 131_072, 232_448) == (1, 4096)
+    assert kernel.batch(8, 8, 232_448) == (kernel.MOST_PAIRS, 8)
 
 
 def test_launchers_need_no_look_at_the_data(monkeypatch):
