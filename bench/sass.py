@@ -70,6 +70,8 @@ def compiled(form, arch: int) -> bytes:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in form.aligned},
     )
     options = {"num_warps": form.num_warps, "num_stages": form.num_stages}
+    if form.capped:
+        options["maxnreg"] = form.registers
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
 
 

@@ -21,3 +21,4 @@ class Form(NamedTuple):
     matrix: bool = False  # has to use the tensor cores
     gather: bool = False  # has to load 128 bits a thread
     registers: int = 255  # a thread's limit; fewer where occupancy is counted on
+    capped: bool = False  # the launcher tells the assembler so, by `maxnreg`

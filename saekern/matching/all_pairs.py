@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from saekern.matching import batches
 from saekern.matching import store as disk
 from saekern.matching.geometry import as_dictionary, live_rows
 from saekern.matching.pair import Method, check_method, match_both, same_space
-from saekern.matching.result import Pair
+from saekern.matching.result import Matching, Pair
 from saekern.matching.store import PairStore
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class AllPairs:
                 expected = f"expected shape [F, {width}] like dictionaries[0]"
                 raise ValueError(f"dictionaries[{i}]: {expected}, got {list(rows.shape)}")
             self.sizes.append(rows.shape[0])
-            self._live.append(live_rows(rows, None if dead is None else dead[i], f"dictionaries[{i}]"))
+            self._live.append(live_rows(rows, None if dead is None else dead[i], f"dictionaries[{i}]").cpu())
             self.keys.append(disk.dictionary_key(rows, self._live[i]))
 
     def rows(self, i: int) -> Tensor:
@@ -71,12 +73,21 @@ class AllPairs:
         return self.compute(self.positions())
 
     def compute(self, positions: Iterable[tuple[int, int]]) -> Iterator[Pair]:
-        """The pairs at `positions`; those of one i in a row, so that its dictionary is fetched once."""
+        """The pairs at `positions`, on the host; those of one i in a row, so that its dictionary is fetched once."""
+        resident = batches.residents(self.dictionaries) if self.method == "nearest" else None
+        if resident is not None:
+            yield from batches.Batches(self.dictionaries, resident, self._live).compute(positions)
+            return
         for i, partners in groupby(positions, key=lambda position: position[0]):
             first = self.rows(i)
             for _, j in partners:
                 a, b = same_space(first, self.rows(j))
-                yield Pair(i, j, *match_both(a, b, self.method, self._live[i], self._live[j]))
+                live = (self._live[k].to(a.device) for k in (i, j))
+                yield Pair(i, j, *map(_on_host, match_both(a, b, self.method, *live)))
+
+
+def _on_host(matching: Matching) -> Matching:
+    return replace(matching, index=matching.index.cpu(), cosine=matching.cosine.cpu())
 
 
 def match_all(
@@ -92,8 +103,9 @@ def match_all(
 
     Can be killed at any moment: a pair's file appears whole or not at all, and a second call with the same dictionaries
     computes only the pairs that are missing, damaged, or made from other inputs (compared by hash).
-    Memory: two dictionaries and one pair (nearest), plus the dense matrix of `match` (assignment). With `store=None`
-    the result stays in memory: 12 (S−1) bytes a latent.
+    Memory: two dictionaries and one pair (nearest), plus the dense matrix of `match` (assignment). Dictionaries that
+    lie on a GPU, in a list or one [S, F, D], are prepared there once each: half as much memory again. Results are on
+    the host; with `store=None` they stay in its memory: 12 (S−1) bytes a latent.
 
     Args:
         dictionaries: S dictionaries [F, D] or SAEs with `.dictionary`, F may differ; a lazy sequence is read as needed.

@@ -13,6 +13,17 @@ def as_dictionary(source: Any, name: str = "dictionary") -> Tensor:
         TypeError: neither a tensor nor an object with `.dictionary`.
         ValueError: not a matrix of finite floating-point numbers with at least one row and column.
     """
+    rows = matrix_of(source, name)
+    rows = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    finite = torch.isfinite(rows).all(dim=1)
+    if not finite.all():
+        bad = (~finite).nonzero()[:, 0]
+        raise ValueError(f"{name}: expected finite entries, got NaN or Inf in {len(bad)} rows, first row {int(bad[0])}")
+    return rows
+
+
+def matrix_of(source: Any, name: str) -> Tensor:
+    """`as_dictionary` without a look at the numbers, in the type that they are stored in."""
     rows = source if isinstance(source, Tensor) else getattr(source, "dictionary", None)
     if not isinstance(rows, Tensor):
         raise TypeError(f"{name}: expected a tensor [F, D] or an SAE with .dictionary, got {type(source).__name__}")
@@ -21,11 +32,6 @@ def as_dictionary(source: Any, name: str = "dictionary") -> Tensor:
         raise ValueError(f"{name}: expected shape [F, D] with F, D >= 1, got {list(rows.shape)}")
     if not rows.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got {rows.dtype}")
-    rows = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
-    finite = torch.isfinite(rows).all(dim=1)
-    if not finite.all():
-        bad = (~finite).nonzero()[:, 0]
-        raise ValueError(f"{name}: expected finite entries, got NaN or Inf in {len(bad)} rows, first row {int(bad[0])}")
     return rows
 
 

@@ -32,6 +32,46 @@ def nearest(a: Tensor, b: Tensor) -> NearestPair:
     return NearestPair(*torch.ops.saekern.nearest(a, b))
 
 
+class NearestRows(NamedTuple):
+    """Dictionaries of one size, ready for `nearest_pairs`."""
+
+    rows: Tensor  # [S, F, D]
+    prepared: list[Tensor]  # what the device's kernels compute once for all pairs; empty where they need nothing
+
+
+def nearest_prepare(rows: Tensor) -> NearestRows:
+    """S dictionaries [S, F, D], or one [F, D], prepared once for any number of pairs. On a CUDA device this takes half
+    a float32 dictionary's memory for each; the rows themselves are not copied unless they are not contiguous.
+
+    Raises:
+        ValueError: another shape or dtype, or an empty dictionary.
+    """
+    rows = rows[None] if rows.dim() == 2 else rows
+    checks.shape("rows", rows, ("S", "F", "D"))
+    checks.floating("rows", rows)
+    if rows.numel() == 0:
+        raise ValueError(f"rows: expected shape [S, F, D] with S, F, D >= 1, got {list(rows.shape)}")
+    rows = rows.detach().contiguous()
+    return NearestRows(rows, torch.ops.saekern.nearest_prepare(rows))
+
+
+def nearest_pairs(a: NearestRows, b: NearestRows, pairs: Tensor) -> NearestPair:
+    """`nearest(a.rows[i], b.rows[j])` for every row (i, j) of `pairs` [P, 2] int64: fields [P, Fa] and [P, Fb].
+
+    Equal to it bit for bit; on a CUDA device several pairs share a launch. Indices are trusted to be in range there.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+    """
+    checks.shape("b.rows", b.rows, ("S", "Fb", a.rows.shape[2]))
+    checks.floating("b.rows", b.rows, a.rows, "a.rows")
+    checks.same_device("b.rows", b.rows, a.rows, "a.rows")
+    checks.shape("pairs", pairs, ("P", 2))
+    checks.integer("pairs", pairs)
+    checks.same_device("pairs", pairs, a.rows, "a.rows")
+    return NearestPair(*torch.ops.saekern.nearest_pairs(a.rows, a.prepared, b.rows, b.prepared, pairs))
+
+
 def nearest_top(a: Tensor, b: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """The m best partners in b of every row of a: cosine [Fa, m] descending, index [Fa, m] int64, and rest_bound [Fa],
     which no cosine outside the list exceeds (−inf where m = Fb). 1 ≤ m ≤ Fb."""
@@ -57,6 +97,47 @@ def _nearest_cpu(a, b):
     out = [torch.empty(n, dtype=t) for n, t in zip(sizes, 2 * (torch.float32, torch.int64), strict=True)]
     _C.nearest(library.array(a), library.array(b), *(t.numpy() for t in out), library.threads(), library.isa())
     return tuple(out)
+
+
+def _nearest_cuda(a, b):
+    if a.dtype == torch.float64:
+        return reference.nearest(a, b)
+    return library.kernels("nearest").nearest(a, b)
+
+
+def _prepare_nothing(rows):
+    return []
+
+
+def _prepare_cuda(rows):
+    if rows.dtype == torch.float64:
+        return []
+    return list(library.kernels("cosine_screen").prepare(rows)[1:])  # without the rows: no output may be an input
+
+
+def _pairs_reference(a, a_prepared, b, b_prepared, pairs):
+    return reference.nearest_pairs(a, b, pairs)
+
+
+def _pairs_cpu(a, a_prepared, b, b_prepared, pairs):
+    if a.dtype == torch.float64 or pairs.shape[0] == 0:
+        return reference.nearest_pairs(a, b, pairs)
+    found = [_nearest_cpu(a[i], b[j]) for i, j in pairs.tolist()]
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
+def _pairs_cuda(a, a_prepared, b, b_prepared, pairs):
+    if a.dtype == torch.float64:
+        return reference.nearest_pairs(a, b, pairs)
+    prepared = library.kernels("cosine_screen").Prepared
+    pairs = pairs.to(torch.int32)
+    return library.kernels("nearest").nearest_pairs(prepared(a, *a_prepared), prepared(b, *b_prepared), pairs)
+
+
+def _nearest_top_cuda(a, b, m):
+    if a.dtype == torch.float64:
+        return reference.nearest_top(a, b, m)
+    return library.kernels("nearest_top").nearest_top(a, b, m)
 
 
 def _nearest_top_cpu(a, b, m):
@@ -103,6 +184,27 @@ def _nearest_fake(a, b):
     )
 
 
+def _prepare_fake(rows):
+    if rows.device.type != "cuda" or rows.dtype == torch.float64:
+        return []
+    runs, count, width = rows.shape
+    rounded = (runs, count, library.kernels("cosine_screen").padded(width))
+    return [
+        rows.new_empty(rounded, dtype=torch.float16),
+        rows.new_empty(runs, count, dtype=torch.float32),
+        rows.new_empty(runs, count, dtype=torch.float32),
+        rows.new_empty(runs, dtype=torch.float32),
+        rows.new_empty(runs, dtype=torch.int32),
+    ]
+
+
+def _pairs_fake(a, a_prepared, b, b_prepared, pairs):
+    count = pairs.shape[0]
+    sizes = (a.shape[1], a.shape[1], b.shape[1], b.shape[1])
+    dtypes = 2 * (reference.precision.accumulation(a), torch.int64)
+    return tuple(a.new_empty(count, size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True))
+
+
 def _nearest_top_fake(a, b, m):
     return (
         _accumulated(a, (a.shape[0], m)),
@@ -114,14 +216,29 @@ def _nearest_top_fake(a, b, m):
 library.define(
     "nearest(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_nearest_cpu,
-    cuda=None,
+    cuda=_nearest_cuda,
     reference=reference.nearest,
     fake=_nearest_fake,
 )
 library.define(
+    "nearest_prepare(Tensor rows) -> Tensor[]",
+    cpu=_prepare_nothing,
+    cuda=_prepare_cuda,
+    reference=_prepare_nothing,
+    fake=_prepare_fake,
+)
+library.define(
+    "nearest_pairs(Tensor a, Tensor[] a_prepared, Tensor b, Tensor[] b_prepared, Tensor pairs)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=_pairs_cpu,
+    cuda=_pairs_cuda,
+    reference=_pairs_reference,
+    fake=_pairs_fake,
+)
+library.define(
     "nearest_top(Tensor a, Tensor b, int m) -> (Tensor, Tensor, Tensor)",
     cpu=_nearest_top_cpu,
-    cuda=None,
+    cuda=_nearest_top_cuda,
     reference=reference.nearest_top,
     fake=_nearest_top_fake,
 )

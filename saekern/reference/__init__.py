@@ -2,7 +2,7 @@
 
 from saekern.reference.adam_step import adam_step
 from saekern.reference.decode import decode, decode_backward, decode_row_gradients, latent_order
-from saekern.reference.nearest import cosines, nearest, nearest_top
+from saekern.reference.nearest import cosines, nearest, nearest_pairs, nearest_top
 from saekern.reference.row_topk import row_topk
 from saekern.reference.topk_encode import topk_encode, topk_encode_aux, topk_encode_backward
 from saekern.reference.unexplained_variance import unexplained_variance, unexplained_variance_backward
@@ -15,6 +15,7 @@ __all__ = [
     "decode_row_gradients",
     "latent_order",
     "nearest",
+    "nearest_pairs",
     "nearest_top",
     "row_topk",
     "topk_encode",

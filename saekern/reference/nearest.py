@@ -25,6 +25,17 @@ def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return a_cosine[:, 0], a_index[:, 0], b_cosine[:, 0], b_index[:, 0]
 
 
+def nearest_pairs(a: Tensor, b: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`nearest(a[i], b[j])` for every row of pairs [P, 2], stacked."""
+    found = [nearest(a[i], b[j]) for i, j in pairs.tolist()]
+    if not found:
+        sizes, dtypes = (a.shape[1], a.shape[1], b.shape[1], b.shape[1]), 2 * (accumulation(a), torch.int64)
+        empty = [a.new_empty(0, size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+        return empty[0], empty[1], empty[2], empty[3]
+    a_cosine, a_index, b_cosine, b_index = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return a_cosine, a_index, b_cosine, b_index
+
+
 def nearest_top(a: Tensor, b: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """The m best partners of each row of a, descending, and a bound on the cosine of all others (−inf if none)."""
     cosine = cosines(a, b)

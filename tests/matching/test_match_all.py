@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import torch
 
-from saekern.matching import PairStore, match, match_all
+from saekern.matching import PairStore, batches, match, match_all
 from saekern.matching import all_pairs as all_pairs_module
 
 
@@ -196,6 +196,42 @@ def test_full_disk_names_the_file_and_keeps_what_was_written(tmp_path):
     assert "000-002.safetensors" in run.stdout, run.stderr
     assert "what was written before it is whole" in run.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000-001.safetensors", "manifest.json"]
+
+
+@pytest.mark.parametrize("kind", ["stacked", "side by side", "apart", "unequal", "dead", "all dead", "half precision"])
+def test_batches_are_the_pairs_one_by_one(tmp_path, monkeypatch, kind):
+    """What a GPU takes, run here: results, files and a resumed store are those of the plain way, bit for bit. Planted:
+    partners in the numbering of live latents; a batch's results given to the next one's pairs; both caught."""
+    runs = dictionaries((30, 41, 30, 17) if kind == "unequal" else (30, 30, 30, 30))
+    runs[1][4] = 0 if kind == "dead" else runs[1][4]
+    dead = [torch.arange(len(rows)) % 5 == run for run, rows in enumerate(runs)] if kind == "dead" else None
+    if kind == "all dead":
+        dead = [None, torch.ones(30, dtype=torch.bool), None, None]
+    if kind == "half precision":
+        runs = [rows.bfloat16() for rows in runs]
+    given = torch.stack(runs) if kind == "stacked" else runs
+    plain = match_all(given, store=tmp_path / "plain", progress=False, dead=dead)
+    monkeypatch.setattr(batches, "residents", lambda given: list(given))
+    monkeypatch.setattr(batches, "LATENTS", 2 * 2 * 30)  # two pairs a batch
+    if kind == "apart":
+        monkeypatch.setattr(batches, "STACKED", 0)
+    memory = match_all(given, progress=False, dead=dead)
+    match_all(given, store=tmp_path / "batches", progress=False, dead=dead)
+    for pair in memory:
+        for got, want in ((pair.forward, plain[pair.i, pair.j]), (pair.backward, plain[pair.j, pair.i])):
+            assert torch.equal(got.index, want.index)
+            assert torch.equal(got.cosine.nan_to_num(7), want.cosine.nan_to_num(7))
+    (tmp_path / "batches" / "001-002.safetensors").unlink()
+    match_all(given, store=tmp_path / "batches", progress=False, dead=dead)
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "batches" / path.name).read_bytes()
+
+
+def test_only_dictionaries_in_one_gpus_memory_are_batched():
+    assert batches.residents(dictionaries()) is None
+    assert batches.residents(range(3)) is None
+    with torch.device("meta"):
+        assert batches.residents([torch.empty(3, 4), torch.empty(5, 4)]) is None
 
 
 def test_argument_errors():

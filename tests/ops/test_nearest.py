@@ -111,6 +111,21 @@ def test_nearest_top(m):
     assert bool((all_cosines[outside] <= rest.double().repeat_interleave(90 - m) + 1e-5).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_are_nearest_one_by_one(dtype):
+    a, b = torch.randn(3, 20, 9, dtype=dtype), torch.randn(2, 31, 9, dtype=dtype)
+    ready_a, ready_b = ops.nearest_prepare(a.transpose(0, 1).contiguous().transpose(0, 1)), ops.nearest_prepare(b)
+    pairs = torch.tensor([[2, 0], [0, 1], [2, 1]])
+    got = ops.nearest_pairs(ready_a, ready_b, pairs)
+    for row, (i, j) in enumerate(pairs.tolist()):
+        for stacked, single in zip(got, ops.nearest(a[i], b[j]), strict=True):
+            assert torch.equal(stacked[row], single)
+    none = ops.nearest_pairs(ready_a, ready_b, pairs[:0])
+    assert [(tuple(t.shape), t.dtype) for t in none] == [((0, t.shape[1]), t.dtype) for t in got]
+    one = ops.nearest_pairs(ops.nearest_prepare(a[0]), ready_b, pairs[:0].new_zeros(1, 2))
+    assert torch.equal(one.a_index[0], ops.nearest(a[0], b[0]).a_index)
+
+
 def test_dtypes():
     a, b = dictionaries(80, 70, 10)
     assert ops.nearest(a.double(), b.double()).a_cosine.dtype == torch.float64
@@ -123,6 +138,21 @@ def test_opcheck():
     a, b = dictionaries(70, 80, 6)
     torch.library.opcheck(torch.ops.saekern.nearest, (a, b))
     torch.library.opcheck(torch.ops.saekern.nearest_top, (a, b, 3))
+    torch.library.opcheck(torch.ops.saekern.nearest_prepare, (a[None],))
+    torch.library.opcheck(torch.ops.saekern.nearest_pairs, (a[None], [], b[None], [], torch.zeros(2, 2).long()))
+
+
+def test_shapes_on_cuda_without_one():
+    """What torch.compile is told of the preparation, against the launcher's own outputs."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from saekern.kernels.cosine_screen import prepare
+
+    with FakeTensorMode():
+        faked = torch.ops.saekern.nearest_prepare(torch.empty(2, 5, 70, device="cuda"))
+        assert torch.ops.saekern.nearest_prepare(torch.empty(2, 5, 70, device="cuda", dtype=torch.float64)) == []
+    real = prepare(torch.randn(2, 5, 70))[1:]
+    assert [(t.shape, t.dtype) for t in faked] == [(t.shape, t.dtype) for t in real]
 
 
 def test_errors():
@@ -132,3 +162,12 @@ def test_errors():
         ops.nearest(torch.zeros(0, 4), torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"m: expected 1 <= m <= Fb = 3, got 4"):
         ops.nearest_top(torch.zeros(2, 4), torch.zeros(3, 4), 4)
+    with pytest.raises(ValueError, match=r"rows: expected shape \[S, F, D\], got \[4\]"):
+        ops.nearest_prepare(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"rows: expected shape \[S, F, D\] with S, F, D >= 1, got \[2, 0, 4\]"):
+        ops.nearest_prepare(torch.zeros(2, 0, 4))
+    ready = ops.nearest_prepare(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"b.rows: expected shape \[S, Fb, 4\], got \[2, 3, 5\]"):
+        ops.nearest_pairs(ready, ops.nearest_prepare(torch.zeros(2, 3, 5)), torch.zeros(1, 2).long())
+    with pytest.raises(ValueError, match=r"pairs: expected shape \[P, 2\], got \[2\]"):
+        ops.nearest_pairs(ready, ready, torch.zeros(2).long())
