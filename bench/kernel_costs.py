@@ -164,7 +164,7 @@ def torch_operation(step: Step, roofs: Roofs) -> Cost:
     inputs = {id(leaf): leaf for leaf in tree_leaves(step.arguments) if isinstance(leaf, Tensor)}
     results = [r for r in step.results if id(r) not in inputs]
     if step.name in PRODUCTS:
-        return _product(step, [t for t in inputs.values()], roofs)
+        return _product(step, list(inputs.values()), roofs)
     if step.name in FILLS:
         return Cost(written=size(*step.results))
     if step.name in COPIES:

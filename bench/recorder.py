@@ -1,4 +1,4 @@
-"""What a launcher does, without a GPU: run on `meta` tensors, its Triton launches and torch operations are written down.
+"""What a launcher does, without a GPU: run on `meta` tensors, its launches and torch operations are written down.
 
 `recorded(call)` replaces the launch of every Triton kernel by a note of its grid and arguments, so that the launcher's
 own arithmetic (slices, chunks, programs) is what the cost model sees, and catches every torch operation on the way.
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

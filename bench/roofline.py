@@ -233,7 +233,7 @@ def train_step_case(shape: Shape) -> Case:
         values, indices, *_, entries, segments = cuda("topk_encode")(
             half.x, half.w_enc, half.b_enc, half.k, half.b_dec, relu, None, 0, True
         )
-        upstream, grad_values, grad_dec, grad_b_dec = decode_loss(
+        _, grad_values, grad_dec, grad_b_dec = decode_loss(
             half._replace(values=values, indices=indices), wide.x, (entries, segments)
         )
         _, grad_enc, grad_b_enc, _ = cuda("topk_encode_backward")(

@@ -92,7 +92,7 @@ class Sources:
         return [self.folder / "seeds" / f"{i:03d}" for i in range(self.config.seeds)]
 
     def sae(self, i: int) -> Any:
-        return saekern.sae.load(self.sae_paths()[i])
+        return saekern.sae.load(self.sae_paths()[i], device=self.config.device)
 
     @cached_property
     def dictionaries(self) -> Lazy:
