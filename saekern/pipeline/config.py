@@ -166,8 +166,8 @@ class StudyConfig:
     """What differs between seeds: "init", or "init+data" (the order of the rows as well)."""
 
     device: str = "cpu"
-    """Where SAEs are trained, evaluated and matched: cpu, cuda or cuda:N. Results differ in their last bits between
-    kinds of device, so that a study that continues on another makes them anew."""
+    """Where SAEs are trained, evaluated and matched, and where a model from the hub runs: cpu, cuda or cuda:N. Results
+    differ in their last bits between kinds of device, so that a study that continues on another makes them anew."""
 
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     """Where the rows come from."""

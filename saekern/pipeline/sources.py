@@ -70,7 +70,7 @@ class Sources:
     @cached_property
     def model(self) -> Any:
         name = self.config.activations.model
-        return activations.tiny_model() if name == "tiny" else activations.load_model(name)
+        return activations.tiny_model() if name == "tiny" else activations.load_model(name, self.config.device)
 
     def sequences(self, split: str) -> Tensor:
         """int64 [count, context]: "train" or "heldout" token sequences, which share no source file (or no row)."""
