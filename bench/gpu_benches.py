@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,17 @@ def encode_setup(layer: Layer, provider: str) -> Run:
 
     if provider == "gemm":
         return Run(lambda: x @ weight.T, lambda out: check_gemm(layer, out), flops=flops)
-    if provider == "saekern":
-        kernel = cuda("topk_encode")
-        return Run(
-            lambda: kernel(x, weight, bias, k, pre_bias, True, None, 0, False),
-            lambda out: check_encode(layer, *out[:2]),
-            flops=flops,
-        )
+    if provider.startswith("saekern"):
+        kernel, streaming = cuda("topk_encode"), provider == "saekern streaming"
+        if streaming:
+            with roofline.streamed_encoder():  # raises Absent
+                pass
+
+        def ours() -> tuple[Tensor, ...]:
+            with roofline.streamed_encoder() if streaming else nullcontext():
+                return kernel(x, weight, bias, k, pre_bias, True, None, 0, False)
+
+        return Run(ours, lambda out: check_encode(layer, *out[:2]), flops=flops)
     call = torch.compile(plain) if provider == "torch.compile" else plain
     return Run(call, lambda out: check_encode(layer, *out, rounded=True), flops=flops)
 

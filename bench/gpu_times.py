@@ -68,17 +68,25 @@ class Clock:
 
 
 def interleave(runs: Mapping[str, Run], clock: Clock, budget: float, rounds: tuple[int, int]) -> dict[str, Times]:
-    """A B C A B C …, for about `budget` seconds but within `rounds`."""
-    begun = time.perf_counter()
-    for run in runs.values():
-        clock.seconds(clock.call(run)[0])
-    spent = time.perf_counter() - begun
-    count = max(rounds[0], min(rounds[1], int(budget / max(spent, 1e-6))))
+    """A B C A B C …, for about `budget` seconds but within `rounds`, after one that says how many fit.
+    A provider that fails now loses its own figures only: it is missing in what is returned."""
     spans: dict[str, list[Any]] = {name: [] for name in runs}
-    for _ in range(count):
-        for name, run in runs.items():
-            spans[name].append(clock.call(run)[0])
-    return {name: quantiles([clock.seconds(span) for span in list]) for name, list in spans.items()}
+
+    def turn() -> None:
+        for name in list(spans):
+            try:
+                spans[name].append(clock.call(runs[name])[0])
+            except Exception:  # memory that other providers took, for instance
+                del spans[name]
+
+    begun = time.perf_counter()
+    turn()
+    for taken in spans.values():
+        clock.seconds(taken.pop())
+    spent = time.perf_counter() - begun
+    for _ in range(max(rounds[0], min(rounds[1], int(budget / max(spent, 1e-6))))):
+        turn()
+    return {name: quantiles([clock.seconds(span) for span in taken]) for name, taken in spans.items()}
 
 
 def peak_mib(run: Run, device: torch.device) -> float | None:
@@ -147,6 +155,7 @@ def measure(chosen: GpuBench, shape: Shape, options: argparse.Namespace, roofs: 
             peak = peak_mib(run, device)
             row |= {"version": run.version, "peak_mib": "" if peak is None else f"{peak:.1f}"}
             runs[provider] = run
+            row["note"] = "failed while it was timed"  # until it has been
         except Absent as error:
             row["note"] = f"absent: {error}"
         except WrongAnswer as error:
@@ -156,7 +165,9 @@ def measure(chosen: GpuBench, shape: Shape, options: argparse.Namespace, roofs: 
         if device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-    for provider, times in interleave(runs, clock, options.seconds, bench.rounds).items():
+    rounds = (1, 1) if shape in bench.quick else bench.rounds  # the interpreter takes seconds a call
+    for provider, times in interleave(runs, clock, options.seconds, rounds).items():
+        rows[provider].pop("note")
         rows[provider] |= figures(runs[provider], times) | {"roofline": f"{bound / times.median:.3f}"}
     rows["roofline"] = base | {"provider": "roofline", "bound_ms": f"{bound:.4f}", "note": "not a measurement"}
     rows["roofline"] |= dict.fromkeys(("median_ms", "p20_ms", "p80_ms"), f"{bound:.4f}")

@@ -1,11 +1,5 @@
-"""Bytes and operations of each kernel, from the grid, shapes and constants that its launcher used.
+"""What a cost is, a machine's roofs, what is assumed about its cache, and the costs of torch's operations."""
 
-One formula a kernel in KERNELS, under the name of the `@triton.jit` function. A kernel without one stops the model: it
-is never guessed. What is assumed about the cache is listed in ASSUMPTIONS, by the names that the formulas use.
-"""
-
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,24 +17,29 @@ ASSUMPTIONS = {
     "upstream": "a slice of the rows that a batch's codes point at (B × block columns) stays in L2",
     "scores": "scores that a matrix product leaves in a buffer of at most `l2_usable` bytes are read from L2 by the"
     " selection that follows, and are overwritten there by the next block before they reach memory",
-    "operands": "each operand of a matrix product is read from memory once a launch",
-    "hot": "latents firing on 30 % of the rows are few (HOT): the float32 partial sums of their chunks are counted, not"
+    "operands": "each operand of a matrix product is read from memory once a launch; what its tiles read from L2 is not"
+    " counted (256 × 128 tiles without multicast would want 9 TB/s at 788 TFLOP/s)",
+    "survivors": "scores come in random order: of the columns after the first n, k / n pass a row's threshold",
+    "shift": "the chunk of biases that all rows of a selection read stays in L1",
+    "screened": "a bound on bf16 scores leaves two float32 candidates a winner, read from memory; no list overflows",
+    "groups of scores": "the k-th largest group maximum is reached by 1.15 k groups of a row",
+    "groups": "1.1 groups of 8 a row are scored again to find its nearest",
+    "hot": "latents firing on 30 % of the rows are few (8): the float32 partial sums of their chunks are counted, not"
     " the worst case that the buffer is made for",
     "between": "nothing stays in L2 from one op to the next",
 }
-HOT = 8  # latents that fire on 30 % of the rows
 RADIX_BITS = 8  # digits of torch's radix sort; keys and values are read and written once a digit
-SECTOR = 32  # bytes: what one scattered 2- or 4-byte access moves between L2 and an SM
 
 
 class Roofs(NamedTuple):
-    """A machine's limits; the defaults are measured figures of an H200, the last three estimates for it."""
+    """A machine's limits; the defaults are measured figures of an H200, the rest estimates for it."""
 
     memory: float = 4.3e12  # bytes/s, a device-to-device copy, read and written
     matrix: float = 788e12  # bf16 operations/s, a large product of random numbers
     vector: float = 55e12  # float32 operations/s outside the tensor cores
     l2: float = 5.5e12  # bytes/s from L2
     launch: float = 2e-6  # seconds from one small kernel to the next in a stream that never waits for the host
+    triton: float = 0.82  # share of `matrix` that products written in Triton reach: 600 to 680 TFLOP/s in others' hands
     l2_usable: float = 45e6  # bytes of 60 MB: the two halves of the cache keep some lines twice
 
 
@@ -70,84 +69,6 @@ class Cost(NamedTuple):
 def size(*tensors: Tensor | None) -> float:
     return float(sum(tensor.nbytes for tensor in tensors if tensor is not None))
 
-
-def gathered(rows: Tensor, codes: int, block: int, roofs: Roofs) -> tuple[float, float]:
-    """Bytes from memory and hits in L2 when `codes` codes each read a row, slice by slice. ASSUMPTIONS["slice"]."""
-    count, width = rows.shape
-    row = float(width * rows.itemsize)
-    resident = count * min(block, width) * rows.itemsize <= roofs.l2_usable
-    misses = min(count, codes) if resident else codes
-    return row * misses, row * (codes - misses)
-
-
-def decode(step: Step, roofs: Roofs) -> Cost:
-    values, weight, slices = step["values"], step["weight"], step.grid[1]
-    memory, l2 = gathered(weight, values.numel(), step["BLOCK_D"], roofs)
-    codes, part = size(values, step["indices"]), weight.shape[0] * step["BLOCK_D"] * weight.itemsize
-    again = 1 if part + codes + size(step["out"]) / slices <= roofs.l2_usable else slices
-    once = size(step["bias"], step["offsets"])
-    l2 += slices * codes
-    return Cost(memory + again * codes + once, size(step["out"]), l2, vector=2.0 * values.numel() * weight.shape[1])
-
-
-def _split(codes: int, rows: int, chunk: int) -> int:
-    """Chunks of the hot latents, each of which leaves one float32 row. ASSUMPTIONS["hot"]."""
-    return min(HOT * math.ceil(0.3 * rows / chunk), codes // chunk)
-
-
-def segments(step: Step, roofs: Roofs) -> Cost:
-    entries, rows, slices = step["entries"], step["rows"], step.grid[1]
-    codes, (batch, width) = entries.numel(), rows.shape
-    memory, l2 = gathered(rows, codes, step["BLOCK_D"], roofs)
-    index = slices * size(step["segments"], step["overflow_begins"], entries, step["positions"])
-    table = size(step["coefficients"], step["row_table"])  # picked one by one, from L2
-    picked = [t for t in (step["coefficients"], step["row_table"], step["dots"]) if t is not None]
-    read = memory + index + table + size(step["weight"], step["shift"])
-    partials = 4.0 * width * _split(codes, batch, step["CHUNK"]) if step["row_sums"] is not None else 0.0
-    written = size(step["row_sums"], step["sums"], step["dots"]) + partials
-    scattered = slices * codes * SECTOR * len(picked)
-    products = (step["dots"] is not None) + (step["row_sums"] is not None)
-    return Cost(read, written, l2 + scattered, vector=2.0 * codes * width * products)
-
-
-def fold(step: Step, roofs: Roofs) -> Cost:
-    overflow, slices = step.grid
-    chunks = min(HOT * 20, overflow)
-    width = step["D"] if step["row_sums"] is not None else 1
-    row = step["row_sums"].itemsize if step["row_sums"] is not None else 4
-    index = slices * size(step["overflow_latents"], step["overflow_begins"])
-    return Cost(index + 4.0 * width * chunks, float(row * width * HOT), vector=float(width * chunks))
-
-
-def weighted_row_sum(step: Step, roofs: Roofs) -> Cost:
-    rows, slices = step["rows"], step.grid[1]
-    read = size(rows) + slices * size(step["coefficients"])
-    return Cost(read, size(step["partials"]), vector=2.0 * rows.numel())
-
-
-def streamed(written: tuple[str, ...], updated: tuple[str, ...] = (), work: int = 8) -> Callable[[Step, Roofs], Cost]:
-    """A kernel that reads every tensor argument once, in order, except `written`; `updated` are written as well."""
-
-    def cost(step: Step, roofs: Roofs) -> Cost:
-        tensors = {name: value for name, value in step.arguments.items() if isinstance(value, Tensor)}
-        read = size(*(t for name, t in tensors.items() if name not in written))
-        wrote = size(*(tensors[name] for name in (*written, *updated)))
-        return Cost(read, wrote, vector=float(work * max(t.numel() for t in tensors.values())))
-
-    return cost
-
-
-ADAM = streamed((), ("param", "exp_avg", "exp_avg_sq"), work=20)
-KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
-    "decode_kernel": decode,
-    "segment_kernel": segments,
-    "fold_kernel": fold,
-    "weighted_row_sum_kernel": weighted_row_sum,
-    "moments_kernel": streamed(("column_sums", "scalars")),
-    "scaled_difference_kernel": streamed(("out",), work=2),
-    "row_kernel": ADAM,
-    "element_kernel": ADAM,
-}
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 FILLS = ("aten::zero_", "aten::fill_", "aten::zeros", "aten::zeros_like", "aten::full", "aten::arange", "aten::ones")
@@ -183,14 +104,3 @@ def _product(step: Step, inputs: list[Tensor], roofs: Roofs) -> Cost:
     work = 2.0 * out.numel() * inner
     half = operands[-1].dtype in (torch.bfloat16, torch.float16)
     return Cost(size(*operands), written, l2, matrix=work if half else 0.0, vector=0.0 if half else work)
-
-
-def cost(step: Step, roofs: Roofs) -> Cost:
-    """Raises ValueError for a kernel that KERNELS does not know."""
-    if step.view:
-        return Cost(launches=0)
-    if not step.kernel:
-        return torch_operation(step, roofs)
-    if step.name not in KERNELS:
-        raise ValueError(f"{step.name}: no formula for this kernel; add it to KERNELS in bench/kernel_costs.py")
-    return KERNELS[step.name](step, roofs)

@@ -93,7 +93,7 @@ def match_all(
     Can be killed at any moment: a pair's file appears whole or not at all, and a second call with the same dictionaries
     computes only the pairs that are missing, damaged, or made from other inputs (compared by hash).
     Memory: two dictionaries and one pair (nearest), plus the dense matrix of `match` (assignment). With `store=None`
-    the result stays in the host's memory, wherever it was computed: 12 (S−1) bytes a latent.
+    the result stays in memory: 12 (S−1) bytes a latent.
 
     Args:
         dictionaries: S dictionaries [F, D] or SAEs with `.dictionary`, F may differ; a lazy sequence is read as needed.

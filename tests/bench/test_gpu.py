@@ -93,6 +93,22 @@ def test_a_provider_that_fails_is_a_row(monkeypatch, tmp_path):
         assert next(csv.DictReader(file))["note"] == "ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize("fails_at", [1, 3])
+def test_a_provider_that_fails_while_timed_loses_its_own_figures_only(fails_at):
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise MemoryError
+
+    runs = {"a": Run(call, lambda _: None), "b": Run(lambda: None, lambda _: None)}
+    times = gpu_times.interleave(runs, gpu_times.Clock(CPU), 0.0, (4, 4))
+    assert list(times) == ["b"]
+    assert times["b"].rounds == 4
+    assert len(calls) == fails_at
+
+
 def test_a_part_that_hangs_is_stopped(capsys):
     code = "import time; print('SKIPPED [\"a shape\"]', flush=True); time.sleep(60)"
     seen = dict(gpu.watched([sys.executable, "-c", code], {}, 2))
