@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lens test-slow test-install fuzz bench bench-peers bench-quick results build lint format sdist wheel clean FORCE
+.PHONY: help demo test test-lens test-slow test-install fuzz bench bench-gpu bench-peers bench-quick results build lint format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ test-lens: .venv/dev ## the tests that need TransformerLens, on the version of .
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 20 minutes, quiet machine)
 	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench
+
+bench-gpu: .venv/dev ## a GPU's answers checked, then its times, into bench/results/ (under 9 minutes, one GPU)
+	$(BIN)/python -P -m saekern.bench.gpu
 
 bench-peers: .venv/dev ## sparsify, SAELens, dictionary_learning, overcomplete into .venv-peers/; `make bench` then has them
 	$(BIN)/python -m saekern.bench.install_peers

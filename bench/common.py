@@ -61,12 +61,15 @@ class Goal(NamedTuple):
     only: Shape = {}  # noqa: RUF012  (applies to shapes that have these values)
     metric: str = "median_ms"  # or "peak_mib"
     needs_bf16: bool = False  # says nothing about CPUs without bf16 instructions
+    at_most: float | None = None  # of `metric`, whatever others take; `against` is then empty
 
     def applies(self, shape: Shape, bf16: bool) -> bool:
         fits = all(str(shape.get(name)) == str(value) for name, value in self.only.items())
         return fits and (bf16 or not self.needs_bf16)
 
     def words(self, bf16: bool) -> str:
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g}"
         return f"≥ {self.faster:g} × faster" if self.faster is not None else f"≤ {self.limit(bf16):g} of it"
 
     def limit(self, bf16: bool) -> float | None:
@@ -74,6 +77,9 @@ class Goal(NamedTuple):
 
     def verdict(self, figures: Mapping[str, float], bf16: bool) -> "Verdict | None":
         """None where a side is missing. `figures` holds the metric of every provider that ran."""
+        if self.at_most is not None:
+            mine = figures.get(self.ours)
+            return None if not mine else Verdict(mine, self.ours, mine <= self.at_most)
         rivals = {name: figures[name] for name in self.against if figures.get(name)}
         if not rivals or not figures.get(self.ours):
             return None

@@ -10,7 +10,7 @@ from saekern.training.optimizer import Adam
 
 def saekern_topk(problem: SAEProblem) -> Adapter:
     latents, width = problem.w_enc.shape
-    sae = saekern.TopKSAE(width, latents, problem.k, init_seed=0)
+    sae = saekern.TopKSAE(width, latents, problem.k, init_seed=0, device=problem.x.device)
     fill(sae.W_enc, problem.w_enc.T)
     fill(sae.b_enc, problem.b_enc)
     fill(sae.W_dec, problem.w_dec)

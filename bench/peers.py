@@ -47,11 +47,13 @@ def adapter(name: str, problem: SAEProblem) -> Adapter:
 
 def sparsify(problem: SAEProblem) -> Adapter:
     """eai-sparsify: dense pre-activations, topk, embedding_bag; its Adam option, not the default signum."""
-    with os_environ("SPARSIFY_DISABLE_TRITON", "1"):  # its Triton decoder fails on CPU tensors
+    device = problem.x.device
+    # Its Triton decoder fails on CPU tensors.
+    with os_environ("SPARSIFY_DISABLE_TRITON", "1") if device.type == "cpu" else contextlib.nullcontext():
         library = load("sparsify", "eai-sparsify")
     width = problem.x.shape[1]
     config = library.SparseCoderConfig(num_latents=problem.w_enc.shape[0], k=problem.k)
-    sae = library.SparseCoder(width, config)
+    sae = library.SparseCoder(width, config, device=device)
     fill(sae.encoder.weight, problem.w_enc)
     fill(sae.encoder.bias, problem.b_enc)
     fill(sae.W_dec, problem.w_dec)
@@ -92,7 +94,12 @@ def sae_lens(problem: SAEProblem) -> Adapter:
     batch, width = problem.x.shape
     latents = problem.w_enc.shape[0]
     config = library.TopKTrainingSAEConfig(
-        d_in=width, d_sae=latents, k=problem.k, rescale_acts_by_decoder_norm=False, device="cpu", dtype="float32"
+        d_in=width,
+        d_sae=latents,
+        k=problem.k,
+        rescale_acts_by_decoder_norm=False,
+        device=str(problem.x.device),
+        dtype="float32",
     )
     sae = library.TopKTrainingSAE(config)
     fill(sae.W_enc, problem.w_enc.T)
@@ -152,7 +159,7 @@ def dictionary_learning(problem: SAEProblem) -> Adapter:
         layer=0,
         lm_name="",
         lr=LR,
-        device="cpu",
+        device=str(problem.x.device),
     )
     sae = trainer.ae
     fill(sae.encoder.weight, problem.w_enc)
@@ -191,13 +198,14 @@ def overcomplete(problem: SAEProblem) -> Adapter:
         modules = importlib.import_module("overcomplete.sae")
         trackers = importlib.import_module("overcomplete.sae.trackers")
     width = problem.x.shape[1]
-    sae = modules.TopKSAE(width, problem.w_enc.shape[0], top_k=problem.k)
+    device = str(problem.x.device)
+    sae = modules.TopKSAE(width, problem.w_enc.shape[0], top_k=problem.k, device=device)
     linear = next(module for module in sae.encoder.modules() if isinstance(module, torch.nn.Linear))
     fill(linear.weight, problem.w_enc)
     fill(linear.bias, problem.b_enc)
     fill(sae.dictionary._weights, problem.w_dec)
     optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
-    tracker = trackers.DeadCodeTracker(problem.w_enc.shape[0], "cpu")
+    tracker = trackers.DeadCodeTracker(problem.w_enc.shape[0], device)
 
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _, codes, x_hat = sae(x)

@@ -71,7 +71,7 @@ def total_variance(x: Tensor) -> Tensor:
 def plain_loss(x: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What one writes in an afternoon."""
     top = F.linear(x - b_dec, w_enc, b_enc).topk(k, sorted=False)
-    codes = x.new_zeros(x.shape[0], w_enc.shape[0]).scatter(1, top.indices, top.values.relu())
+    codes = top.values.new_zeros(x.shape[0], w_enc.shape[0]).scatter(1, top.indices, top.values.relu())
     x_hat = codes @ w_dec + b_dec
     return (x - x_hat).square().sum() / total_variance(x), x_hat
 

@@ -30,6 +30,16 @@ COLUMNS = (
     "commit",
 )
 
+# GPU runs have these as well; `threads` is empty, `instruction_sets` the architecture ("sm_90").
+GPU_COLUMNS = (
+    *COLUMNS,
+    "bound_ms",  # the time of the lower bound under this machine's own measured roofs (bench/roofline.py)
+    "roofline",  # bound_ms / median_ms
+    "note",  # why there is no figure, where there is none
+    "triton",
+    "driver",
+)
+
 
 def default_path(machine_class: str) -> Path:
     """bench/results/ in a checkout; elsewhere (an installed wheel) the folder bench-results/ where the user stands."""
@@ -38,17 +48,17 @@ def default_path(machine_class: str) -> Path:
     return (folder / "results" if in_checkout else Path("bench-results")) / f"{machine_class}.csv"
 
 
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def append(path: Path, rows: Iterable[dict[str, Any]], columns: tuple[str, ...] = COLUMNS) -> None:
     """Raises ValueError where the file has other columns: figures never move under a wrong heading."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or path.stat().st_size == 0
     if not new:
         with path.open(newline="") as file:
             header = tuple(next(csv.reader(file)))
-        if header != COLUMNS:
-            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(header)}")
+        if header != columns:
+            raise ValueError(f"{path}: expected the columns {', '.join(columns)}, got {', '.join(header)}")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     options = parse.parse_args(argv)
     old = options.readme.read_text()
-    new = replace_between(old, render(read(sorted(options.results.glob("*.csv"))), all_benches()))
+    new = replace_between(old, render(read(sorted(options.results.glob("*.csv"))), [*all_benches(), *gpu_benches()]))
     if options.check:
         return int(old != new)
     options.readme.write_text(new)
@@ -38,6 +38,12 @@ def all_benches() -> list[Bench]:
     from saekern.bench.__main__ import NAMES
 
     return [bench for name in NAMES for bench in importlib.import_module(f"saekern.bench.{name}").BENCHES]
+
+
+def gpu_benches() -> list[Bench]:
+    from saekern.bench.gpu_shapes import BENCHES
+
+    return [made.bench for made in BENCHES]
 
 
 def replace_between(text: str, body: str) -> str:
@@ -53,7 +59,8 @@ def render(rows: Iterable[dict[str, str]], benches: Iterable[Bench]) -> str:
     by_device: dict[str, list[list[dict[str, str]]]] = {}
     for run in latest_runs(rows):
         first = run[0]
-        device = f"{first['device']} ({first['instruction_sets']}), {first['threads']} threads"
+        device = f"{first['device']} ({first['instruction_sets']})"
+        device += f", {first['threads']} threads" if first["threads"] else ""
         by_device.setdefault(device, []).append(run)
     benches = list(benches)
     parts = []
@@ -87,6 +94,8 @@ def goal_line(bench: Bench, goal: Goal, run: list[dict[str, str]], bf16: bool) -
     busy = f", disturbed: others used {run[0]['others']} CPUs" if float(run[0]["others"] or 0) > QUIET else ""
     rival, limit = f"{verdict.rival}, {figures[verdict.rival]:.4g} {unit}", goal.words(bf16)
     measured = f"{verdict.ratio:.2f} ×"
+    if goal.at_most is not None:
+        rival, measured, limit = "", f"{verdict.ratio:.4g} {unit}", f"{limit} {unit}"
     return [
         f"| `{bench.op}` {bench.mode} | {run[0]['shape']} | {figures[goal.ours]:.4g} {unit} | {rival} | {measured} |"
         f" {limit} | {'met' if verdict.met else 'missed'}{busy} |"

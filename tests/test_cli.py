@@ -178,3 +178,31 @@ def test_bench_gets_its_arguments(capsys):
     code, out, _ = run(capsys, "bench", "--help")
     assert code == 0
     assert "saekern bench" in out
+
+
+def test_info_says_what_runs_on_a_gpu(capsys, monkeypatch):
+    """From the table that registration fills. Planted: "Triton" for an op without kernels; caught."""
+    from saekern.cli import info
+    from saekern.ops import library
+
+    shown = dict(info.facts())
+    for op, backends in library.BACKENDS.items():
+        assert backends["CUDA"] == ("Triton" if op in library.CUDA else "reference")
+        assert f"{backends['CUDA']} on CUDA" in shown[op]
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None)
+    assert "Triton (not installed: an error) on CUDA" in dict(info.facts())["decode"]
+
+
+def test_without_triton_a_gpu_op_says_what_to_install(monkeypatch):
+    """Planted: the check for the module's name left out; caught by the second half."""
+    from saekern.ops import library
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'triton'", name="triton.language")
+
+    monkeypatch.setattr(library.importlib, "import_module", missing)
+    with pytest.raises(RuntimeError, match=r"saekern.decode on a CUDA device needs Triton.*pip install 'triton>=3.6'"):
+        library.kernels("decode")
+    monkeypatch.undo()
+    with pytest.raises(ModuleNotFoundError, match="nothing"):
+        library.kernels("nothing")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 
@@ -30,8 +31,13 @@ def facts() -> list[tuple[str, str]]:
     lines += [("processor", _processor()), ("instructions", library.isa()), ("bf16 products", _bf16())]
     lines += [("threads", f"{torch.get_num_threads()} of {os.cpu_count()}"), ("GPU", _gpu())]
     for op, backends in library.BACKENDS.items():
-        lines.append((op, ", ".join(f"{backend} on {device}" for device, backend in backends.items())))
+        lines.append((op, ", ".join(f"{_present(backend)} on {device}" for device, backend in backends.items())))
     return lines
+
+
+def _present(backend: str) -> str:
+    missing = backend == "Triton" and importlib.util.find_spec("triton") is None
+    return "Triton (not installed: an error)" if missing else backend
 
 
 def _version(name: str) -> str:

@@ -8,19 +8,21 @@ from saekern.cli.options import add_options, given
 from saekern.pipeline.config import SAEConfig
 from saekern.sae import TopKSAE
 from saekern.training import TrainConfig, parse_config, train
+from saekern.training.device import DEVICES, usable_device
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", metavar="CACHE", help="folder of an activation cache")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run; the same folder continues it")
     parser.add_argument("--init-seed", type=int, default=0, help="seed of the initial parameters. Default: 0.")
+    parser.add_argument("--device", default="cpu", help=f"where to train: {DEVICES}. Default: cpu.")
     parser.add_argument("--logger", choices=("wandb", "tensorboard"), help="also log there")
     add_options(parser.add_argument_group("the SAE"), SAEConfig, "sae.")
     add_options(parser.add_argument_group("the run"), TrainConfig, "train.")
 
 
 def run(options: argparse.Namespace) -> int:
-    values = given(options)
+    values, device = given(options), usable_device(options.device)
     shape, config = parse_config(SAEConfig, values.get("sae", {})), parse_config(TrainConfig, values.get("train", {}))
     rows = activations.open_cache(options.cache)
     sae = TopKSAE(
@@ -30,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         k_aux=shape.k_aux,
         aux_coefficient=shape.aux_coefficient,
         init_seed=options.init_seed,
+        device=device,
     )
     progress = not options.quiet and sys.stderr.isatty()
     result = train(sae, rows, config, out=options.out, progress=progress, logger=options.logger)

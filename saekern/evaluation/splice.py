@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saekern.evaluation.rows import encode
+
 
 @dataclass(frozen=True)
 class CrossEntropyRecovered:
@@ -79,8 +81,8 @@ def replacement(sae: Any, exclude_bos: bool = True) -> Callable[..., Tensor]:
             out = torch.zeros_like(activation)
         else:
             x = activation.flatten(2).flatten(0, 1)  # [B·T, D]
-            x_hat = sae.decode(sae.encode_sparse(x.to(sae.dictionary.dtype)))
-            out = x_hat.to(activation.dtype).reshape(activation.shape)
+            x_hat = sae.decode(encode(sae, x))
+            out = x_hat.to(activation).reshape(activation.shape)
         if exclude_bos:
             out[:, 0] = activation[:, 0]
         return out

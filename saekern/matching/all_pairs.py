@@ -127,7 +127,7 @@ def match_all(
         if store is None:
             memory = {}
             for pair in pairs:
-                memory[pair.i, pair.j] = (pair, pairs.live(pair.i), pairs.live(pair.j))
+                memory[pair.i, pair.j] = (pair.cpu(), pairs.live(pair.i).cpu(), pairs.live(pair.j).cpu())
                 bar.update()
             return PairStore(method, labels, pairs.sizes, pairs.keys, memory=memory)
 

@@ -1,6 +1,6 @@
 """What a matching is: for each latent of one dictionary its partner in another, and how sure that is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -40,6 +40,10 @@ class Matching:
     certificate: Certificate | None = None
     """Proof of optimality of an assignment; None where the solver made none."""
 
+    def cpu(self) -> "Matching":
+        margin = None if self.margin is None else self.margin.cpu()
+        return replace(self, index=self.index.cpu(), cosine=self.cosine.cpu(), margin=margin)
+
 
 class Pair(NamedTuple):
     """Two runs and the matching in both directions."""
@@ -52,3 +56,6 @@ class Pair(NamedTuple):
     """From i's latents to j's."""
     backward: Matching
     """From j's latents to i's."""
+
+    def cpu(self) -> "Pair":
+        return self._replace(forward=self.forward.cpu(), backward=self.backward.cpu())

@@ -19,6 +19,7 @@ from saekern import _C
 
 LIBRARY = torch.library.Library("saekern", "DEF")
 BACKENDS: dict[str, dict[str, str]] = {}  # op -> device -> what runs there, for `saekern info`
+CUDA: dict[str, Callable] = {}  # op -> what the dispatcher calls on CUDA tensors; ops without kernels are not in it
 
 
 def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Callable, fake: Callable) -> None:
@@ -29,9 +30,10 @@ def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Call
     LIBRARY.impl(name, cpu, "CPU")
     if cuda is not None:
         LIBRARY.impl(name, cuda, "CUDA")
+        CUDA[name] = cuda
     torch.library.register_fake(f"saekern::{name}", fake, lib=LIBRARY)
     on_cpu = "reference" if cpu is reference else "C++"
-    BACKENDS[name] = {"CPU": on_cpu, "CUDA": "none" if cuda is None else "Triton", "others": "reference"}
+    BACKENDS[name] = {"CPU": on_cpu, "CUDA": "reference" if cuda is None else "Triton", "others": "reference"}
 
 
 _THREADS: ContextVar[int | None] = ContextVar("saekern_threads", default=None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saekern.training import TrainConfig, parse_config
+from saekern.training.device import parse_device
 
 
 def _require(condition: bool, name: str, expected: str, got: Any) -> None:
@@ -164,6 +165,10 @@ class StudyConfig:
     vary: str = "init"
     """What differs between seeds: "init", or "init+data" (the order of the rows as well)."""
 
+    device: str = "cpu"
+    """Where SAEs are trained, evaluated and matched, and where a model from the hub runs: cpu, cuda or cuda:N. Results
+    differ in their last bits between kinds of device, so that a study that continues on another makes them anew."""
+
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     """Where the rows come from."""
 
@@ -185,6 +190,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         _require(self.seeds >= 2, "seeds", "at least 2 (stability compares seeds)", self.seeds)
         _require(self.vary in ("init", "init+data"), "vary", '"init" or "init+data"', self.vary)
+        parse_device(self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` is the inverse."""

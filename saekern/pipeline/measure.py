@@ -108,7 +108,7 @@ def stabilities(sources: Sources, work: Path) -> None:
     centred = stability.feature_stability(centred_dictionaries, live=live, **limits, initial=distances.get("centred"))
     runs = min(settings.null_seeds, config.seeds)
     shapes = [tuple(d.shape) for d in sources.dictionaries[:runs]]
-    random = stability.random_null(shapes, draws=1, seed=settings.null_seed, **limits)
+    random = stability.random_null(shapes, draws=1, seed=settings.null_seed, device=sources.config.device, **limits)
     rotated = stability.rotated_null(sources.dictionaries[:runs], seed=settings.null_seed, live=live[:runs], **limits)
     agreement = stability.pair_agreement(store, settings.threshold)
     summary = {
@@ -154,7 +154,8 @@ def mean_atom(dictionaries: Any, live: list[Tensor]) -> Tensor:
     not the mean activation, is the offset that they may share."""
     total, count = torch.zeros(dictionaries[0].shape[1], dtype=torch.float64), 0
     for i, mask in enumerate(live):
-        total += dictionaries[i][mask].double().sum(0)
+        rows = dictionaries[i]
+        total += rows[mask.to(rows.device)].double().sum(0).cpu()
         count += int(mask.sum())
     return total / max(1, count)
 
@@ -168,7 +169,8 @@ def _distances(sources: Sources, dead: list[Tensor]) -> dict[str, Any]:
     few = assigned_seeds(sources.config)
     if not few:
         return {}
-    start = Lazy(few, lambda i: load_file(sources.sae_paths()[i] / "snapshots" / "00000000.safetensors")["W_dec"])
+    paths, device = sources.sae_paths(), sources.config.device
+    start = Lazy(few, lambda i: load_file(paths[i] / "snapshots" / "00000000.safetensors")["W_dec"].to(device))
     end = sources.dictionaries[:few]
     everything = [torch.ones_like(mask) for mask in dead[:few]]
     start_mean, end_mean = mean_atom(start, everything), mean_atom(end, [~mask for mask in dead[:few]])

@@ -11,6 +11,7 @@ from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.stages import STAGES, steps
 from saekern.pipeline.steps import Step, StudyFolder
 from saekern.report import Results, load
+from saekern.training.device import usable_device
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,12 @@ def study(config: StudyConfig, out: str | os.PathLike, only: str | None = None, 
 
     Raises:
         ValueError: a stage that does not exist, or whose inputs are incomplete; an output that was cut short or altered
-            since (the message names it); another process at work in the folder.
+            since (the message names it); another process at work in the folder; a device that is not there.
         OSError: a full disk or an unreadable file; finished steps are intact.
     """
     if only is not None and only not in STAGES:
         raise ValueError(f"only: expected one of {', '.join(STAGES)}, got {only!r}")
+    usable_device(config.device)
     folder = StudyFolder(out)
     ran = []
     with folder.locked():

@@ -70,7 +70,7 @@ class Sources:
     @cached_property
     def model(self) -> Any:
         name = self.config.activations.model
-        return activations.tiny_model() if name == "tiny" else activations.load_model(name)
+        return activations.tiny_model() if name == "tiny" else activations.load_model(name, self.config.device)
 
     def sequences(self, split: str) -> Tensor:
         """int64 [count, context]: "train" or "heldout" token sequences, which share no source file (or no row)."""
@@ -92,7 +92,7 @@ class Sources:
         return [self.folder / "seeds" / f"{i:03d}" for i in range(self.config.seeds)]
 
     def sae(self, i: int) -> Any:
-        return saekern.sae.load(self.sae_paths()[i])
+        return saekern.sae.load(self.sae_paths()[i], device=self.config.device)
 
     @cached_property
     def dictionaries(self) -> Lazy:

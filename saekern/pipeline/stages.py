@@ -33,14 +33,15 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     seeds = [f"{i:03d}" for i in range(config.seeds)]
     trained = tuple(f"train/{name}" for name in seeds)
     evaluated = tuple(f"evaluate/{name}" for name in seeds)
-    judged = {"stability": plain["stability"], "evaluation": plain["evaluation"]}
+    device = {"device": config.device.split(":")[0]}  # one GPU of a kind computes the same bits as another
+    judged = {"stability": plain["stability"], "evaluation": plain["evaluation"], **device}
     masks = {"min_firings": config.stability.min_firings, "assignment_seeds": config.stability.assignment_seeds}
 
     for i, name in enumerate(seeds):
         made.append(
             Step(
                 name=f"train/{name}",
-                settings=_training_settings(config, plain, i),
+                settings=_training_settings(config, plain, i) | device,
                 reads=rows["train"],
                 outputs=(f"seeds/{name}",),
                 run=partial(_train, sources, i, progress),
@@ -62,7 +63,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
         made.append(
             Step(
                 name=f"evaluate/{name}",
-                settings=evaluation | {"min_firings": config.stability.min_firings},
+                settings=evaluation | {"min_firings": config.stability.min_firings, **device},
                 reads=(*rows["heldout"], f"train/{name}"),
                 outputs=(f"results/seeds/{name}.json", f"results/seeds/{name}.safetensors"),
                 run=partial(measure.evaluate, sources, i),
@@ -72,7 +73,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     made.append(
         Step(
             name="match",
-            settings=masks,
+            settings=masks | device,
             reads=(*trained, *evaluated),
             outputs=("pairs",),
             run=lambda work: _match(sources, progress),
@@ -90,7 +91,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     made.append(
         Step(
             name="latents",
-            settings={name: plain["report"][name] for name in ("latents", "contexts", "before", "after")},
+            settings={name: plain["report"][name] for name in ("latents", "contexts", "before", "after")} | device,
             reads=(*rows["heldout"], "stability", "match", "train/000"),
             outputs=("results/latents.json",),
             run=lambda work: measure.latents(sources, work),
@@ -145,6 +146,7 @@ def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
         k_aux=config.sae.k_aux,
         aux_coefficient=config.sae.aux_coefficient,
         init_seed=config.first_seed + index,
+        device=config.device,
     )
     snapshots = tuple(sorted({0, *config.train.snapshots}))  # step 0 is what D(0) is measured on
     settings = dataclasses.replace(config.train, data_seed=measure.data_seed(config, index), snapshots=snapshots)
@@ -198,6 +200,8 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
         "Seeds": f"{config.seeds}, differing in {varied}",
         "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
     }
+    if config.device != "cpu":
+        facts["Device"] = torch.cuda.get_device_name(config.device)
     versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
     return {
         "title": config.report.title,

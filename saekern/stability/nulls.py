@@ -52,7 +52,14 @@ class Control:
         }
 
 
-def random_null(shapes: Sequence[tuple[int, int]], *, draws: int = 3, seed: int = 0, **options: Any) -> Control:
+def random_null(
+    shapes: Sequence[tuple[int, int]],
+    *,
+    draws: int = 3,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Control:
     """Independent Gaussian dictionaries: the cosines and the stability that chance gives at these sizes.
 
     The best cosine of a latent lies near 0.88 √(2 ln F / D): 0.150 at F = 2048, D = 512.
@@ -60,13 +67,14 @@ def random_null(shapes: Sequence[tuple[int, int]], *, draws: int = 3, seed: int 
     Args:
         shapes: (F, D) of each run; as many runs as the null should have (time grows with their square).
         draws: repetitions with other random numbers, all derived from `seed`.
+        device: where they are matched; the numbers are the same everywhere.
         options: threshold, epsilon, confidence of `feature_stability`.
     """
     if len(shapes) < 2 or any(len(shape) != 2 for shape in shapes):
         raise ValueError(f"shapes: expected at least two (F, D), got {list(shapes)}")
 
     def gaussian(draw: int, run: int) -> Tensor:
-        return torch.randn(*shapes[run], generator=_generator(seed, draw, run))
+        return torch.randn(*shapes[run], generator=_generator(seed, draw, run)).to(device)
 
     return _control("random", len(shapes), draws, gaussian, options)
 

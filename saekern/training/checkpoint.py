@@ -9,6 +9,7 @@ sae.safetensors      the parameters, for readers; written after the state, so ne
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,9 @@ from torch import Tensor
 from saekern.sae import SAE, files
 from saekern.training.config import TrainConfig
 from saekern.training.optimizer import Adam
+from saekern.training.watch import Watch
 
+log = logging.getLogger(__name__)
 STATE = "state.safetensors"
 LOG = "train.jsonl"
 FREE = ("checkpoint_every",)  # settings that may differ on resume: they do not change what is computed
@@ -27,12 +30,17 @@ FREE = ("checkpoint_every",)  # settings that may differ on resume: they do not 
 
 @dataclasses.dataclass
 class Position:
-    """Everything that changes while training, but for the random state."""
+    """Everything that changes while training, but for the random states."""
 
     sae: SAE
     optimizer: Adam
     last_fired: Tensor  # [F] int64: rows seen when each latent last fired
+    watch: Watch
     step: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.last_fired.device
 
 
 class Folder:
@@ -41,7 +49,8 @@ class Folder:
     def __init__(self, path: str | os.PathLike, sae: SAE, config: TrainConfig, data: dict[str, Any]) -> None:
         self.path = Path(path)
         self.log: BinaryIO | None = None
-        self.described = files.describe(sae, {"training": dataclasses.asdict(config), "data": data})
+        described = {"training": dataclasses.asdict(config), "data": data, "device": sae.b_dec.device.type}
+        self.described = files.describe(sae, described)
         self.described = json.loads(json.dumps(self.described))  # tuples become lists, as in the file
 
     def resume(self, position: Position) -> bool:
@@ -61,7 +70,12 @@ class Folder:
         position.optimizer.load(tensors, where["step"])
         position.last_fired.copy_(tensors["last_fired"])
         position.step = where["step"]
+        position.watch.load(where)
         torch.set_rng_state(tensors["random"])
+        if position.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random_cuda"], position.device)
+            if where["gpu"] != (here := torch.cuda.get_device_name(position.device)):
+                log.warning("%s was written on %s, this is %s: the bits may differ", self.path, where["gpu"], here)
         self._open_log(where["log_bytes"])
         if not self._weights_are(position.sae):  # killed between the two files of a checkpoint
             files.write_weights(self.path / files.WEIGHTS, position.sae)
@@ -73,7 +87,10 @@ class Folder:
         tensors = {f"sae.{name}": tensor for name, tensor in position.sae.state_dict().items()}
         tensors |= position.optimizer.state()
         tensors |= {"last_fired": position.last_fired, "random": torch.get_rng_state()}
-        where = {"step": position.step, "log_bytes": self.log.tell()}
+        where = {"step": position.step, "log_bytes": self.log.tell(), **position.watch.state()}
+        if position.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(position.device)
+            where["gpu"] = torch.cuda.get_device_name(position.device)
         files.write_tensors(self.path / STATE, tensors, {"position": json.dumps(where)})
         files.write_weights(self.path / files.WEIGHTS, position.sae)
 

@@ -1,6 +1,7 @@
 """The training loop. It knows an SAE by its `loss` and the two projections, never by its architecture."""
 
 import os
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ from saekern.activations import Rows
 from saekern.sae import SAE, Loss
 from saekern.training.checkpoint import Folder, Position
 from saekern.training.config import TrainConfig
+from saekern.training.feed import batches
 from saekern.training.loggers import open_logger
 from saekern.training.optimizer import Adam
 from saekern.training.shuffle import Shuffle
+from saekern.training.watch import Watch
 
 
 class TrainResult(NamedTuple):
@@ -43,35 +46,41 @@ def train(
     continues from the last checkpoint, and ends with the same bytes as an uninterrupted run on the same machine; a
     finished run is only read.
 
+    On a GPU the rows are read one batch ahead, through pinned memory, and the host does not wait for the device between
+    log lines: a loss that is not finite is noticed at the next line, snapshot or checkpoint, before it is written.
+
     Args:
-        sae: float32 or float64 parameters, initialised (b_dec is set from the rows, see `config.pre_bias_rows`).
+        sae: float32 or float64 parameters on one device, where the run then computes; initialised (b_dec is set from
+            the rows, see `config.pre_bias_rows`).
         rows: n rows of width sae.d_in.
         progress: a progress bar with loss, EV, L0 and the number of dead latents.
         logger: "wandb", "tensorboard", or a wandb run or SummaryWriter (see `saekern.training.loggers`).
         label: name on the progress bar.
 
     Raises:
-        ValueError: rows of another width, half-precision parameters, or a folder that holds another run.
-        FloatingPointError: a loss that is not finite; the parameters and the last checkpoint are those before it.
+        ValueError: rows of another width, half-precision parameters, parameters on several devices, or a folder that
+            holds another run or one of another kind of device.
+        FloatingPointError: a loss that is not finite; the last checkpoint is from before it, on a CPU the parameters
+            as well.
         OSError: the folder cannot be written or the disk is full; the last checkpoint is intact.
     """
     _check(sae, rows)
     device = sae.b_dec.device
-    position = Position(
-        sae, Adam(sae, config.betas, config.eps), torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-    )
+    last_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+    position = Position(sae, Adam(sae, config.betas, config.eps), last_fired, Watch(device))
     data = {"count": len(rows), "width": rows.width, "fingerprint": getattr(rows, "fingerprint", None)}
     folder = None if out is None else Folder(out, sae, config, data)
     sink = open_logger(logger, out)
     log: list[dict[str, Any]] = []
-    with torch.random.fork_rng(devices=[]):  # an SAE that draws random numbers resumes exactly, the caller's stay
+    # An SAE that draws random numbers resumes exactly, the caller's stay.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.data_seed)
         try:
             if folder is not None and folder.resume(position):
                 log = folder.read_log()
             else:
                 _start(position, rows, config, folder)
-            with ops.torch_on_one_thread():
+            with ops.torch_on_one_thread() if device.type == "cpu" else nullcontext():
                 _run(position, rows, config, folder, sink, log, progress, label)
         finally:
             if folder is not None:
@@ -86,6 +95,8 @@ def _check(sae: SAE, rows: Rows) -> None:
     if len(rows) == 0:
         raise ValueError("rows: expected at least one row, got 0")
     for name, parameter in sae.named_parameters():
+        if parameter.device != sae.b_dec.device:
+            raise ValueError(f"{name}: expected device {sae.b_dec.device} like b_dec, got {parameter.device}")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"{name}: expected float32 or float64 parameters, got {parameter.dtype}; bf16=True trains float32 "
@@ -124,14 +135,18 @@ def _run(
         mininterval=0.5,
         disable=not progress,
     )
-    with bar:
-        while position.step < config.steps:
-            batch = rows.take(order.take(position.step * size, size)).to(sae.b_dec)
+    feed = batches(lambda step: rows.take(order.take(step * size, size)), range(position.step, config.steps), sae.b_dec)
+    with bar, closing(feed):
+        for batch in feed:
             lr = config.lr_at(position.step + 1, sae.d_sae)
             loss, dead, norm = _step(position, batch, config, lr, folder)
             step = position.step
             last = step == config.steps
-            if last or step == 1 or step % config.log_every == 0:
+            logs = last or step == 1 or step % config.log_every == 0
+            snaps, saves = step in config.snapshots, last or step % config.checkpoint_every == 0
+            if logs or (folder is not None and (snaps or saves)):
+                _require_finite(position, loss, batch, folder)
+            if logs:
                 line = _line(step, step * size, lr, loss, batch, dead, norm)
                 log.append(line)
                 bar.set_postfix({name: f"{line[name]:.4g}" for name in ("loss", "ev", "l0", "dead")}, refresh=False)
@@ -139,23 +154,24 @@ def _run(
                     folder.write_line(line)
                 if sink is not None:
                     sink({name: value for name, value in line.items() if name != "step"}, step)
-            if folder is not None and step in config.snapshots:
+            if folder is not None and snaps:
                 folder.snapshot(position)
-            if folder is not None and (last or step % config.checkpoint_every == 0):
+            if folder is not None and saves:
                 folder.save(position)
             bar.update(size)
 
 
 def _step(
     position: Position, batch: Tensor, config: TrainConfig, lr: float, folder: Folder | None
-) -> tuple[Loss, Tensor, float | None]:
+) -> tuple[Loss, Tensor, Tensor | None]:
     """One optimiser step: the loss, the latents that were dead before it, and the gradient's norm if it was clipped."""
     sae, optimizer = position.sae, position.optimizer
     seen = position.step * config.batch_size
     dead = seen - position.last_fired >= config.dead_rows
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bf16):
-        loss = sae.loss(batch, dead if dead.any() else None)
-    if not torch.isfinite(loss.total):
+        watched = position.watch.dead(dead, position.last_fired, position.step, config.batch_size, config.dead_rows)
+        loss = sae.loss(batch, watched)
+    if not position.watch.loss(loss.total, position.step + 1):
         raise FloatingPointError(_explain(loss, batch, position.step + 1, folder))
     loss.total.backward()
     norm = None if config.clip is None else optimizer.clip(config.clip)
@@ -171,7 +187,7 @@ def _step(
 
 @torch.no_grad()
 def _line(
-    step: int, seen: int, lr: float, loss: Loss, batch: Tensor, dead: Tensor, norm: float | None
+    step: int, seen: int, lr: float, loss: Loss, batch: Tensor, dead: Tensor, norm: Tensor | None
 ) -> dict[str, Any]:
     line = {"step": step, "rows": seen, "lr": lr, "loss": loss.total.item()}
     line |= {name: term.item() for name, term in loss.terms.items()}
@@ -179,13 +195,25 @@ def _line(
     line["l0"] = int((loss.codes.values > 0).sum()) / batch.shape[0]
     line["dead"] = int(dead.sum())
     if norm is not None:
-        line["grad_norm"] = norm
+        line["grad_norm"] = float(norm)
     return line
+
+
+def _require_finite(position: Position, loss: Loss, batch: Tensor, folder: Folder | None) -> None:
+    """On a GPU, where `_step` did not ask. The rows of a step before this one are gone."""
+    bad = position.watch.bad_step()
+    if bad == position.step:
+        raise FloatingPointError(_explain(loss, batch, bad, folder))
+    if bad:
+        raise FloatingPointError(f"step {bad}: the loss is not finite (noticed at step {position.step}){_kept(folder)}")
 
 
 def _explain(loss: Loss, batch: Tensor, step: int, folder: Folder | None) -> str:
     terms = ", ".join(f"{name} {term.item():g}" for name, term in loss.terms.items())
     rows = int((~torch.isfinite(batch)).any(1).sum())
     cause = f"{rows} of {batch.shape[0]} rows are not finite" if rows else "the rows are finite: try a smaller lr"
-    kept = "" if folder is None else f"; the last checkpoint in {folder.path} is intact"
-    return f"step {step}: the loss is {loss.total.item():g} ({terms}); {cause}{kept}"
+    return f"step {step}: the loss is {loss.total.item():g} ({terms}); {cause}{_kept(folder)}"
+
+
+def _kept(folder: Folder | None) -> str:
+    return "" if folder is None else f"; the last checkpoint in {folder.path} is intact"

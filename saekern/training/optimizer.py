@@ -47,8 +47,8 @@ class Adam:
             parameter.grad = None
 
     @torch.no_grad()
-    def clip(self, largest: float) -> float:
-        """Scales all gradients down to a joint norm of `largest`; returns the norm before."""
+    def clip(self, largest: float) -> Tensor:
+        """Scales all gradients down to a joint norm of `largest`; returns the norm before, a scalar on their device."""
         grads = [like(p.grad, p) for p in self.parameters.values() if p.grad is not None]
         # Row norms, then float64: the order in which threads add does not reach the scale's float32 value.
         squares = [torch.linalg.vector_norm(g, dim=-1).to(torch.float64).square().sum() for g in grads]
@@ -56,7 +56,7 @@ class Adam:
         scale = (largest / norm.clamp_min(1e-300)).clamp_max(1)
         for grad in grads:
             grad.mul_(scale.to(grad.dtype))
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         first = {f"exp_avg.{name}": moment for name, moment in self.exp_avg.items()}

@@ -1,0 +1,376 @@
+"""`python -m saekern.bench.roofline`: what each op moves and computes on a GPU, and how close that is to what it must.
+
+A launcher is run on `meta` tensors at the goal shapes (`recorder.py`); each of its launches is priced by a formula over
+the grid and constants that it used (`kernel_costs.py`). Beside it stands the lower bound: every input read once, every
+result written once. Nothing is measured here: times are estimates from the roofs, and may be wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from saekern.bench.common import Absent, Shape, words
+from saekern.bench.kernel_costs import ASSUMPTIONS, Cost, Roofs, size
+from saekern.bench.kernel_formulas import cost
+from saekern.bench.recorder import Record, recorded
+from saekern.ops import library
+
+SLACK = 1.3  # bytes moved / bytes of the lower bound
+EXTRA = 100e6  # bytes that an encoder may allocate beside its answer
+
+
+class Bound(NamedTuple):
+    """What cannot be avoided."""
+
+    bytes: float  # each input read once, each result written once
+    matrix: float = 0.0  # tensor-core operations
+    l2: float = 0.0  # rows that codes gather, at best from L2
+    then: tuple["Bound", ...] = ()  # phases that cannot begin before
+
+    def seconds(self, roofs: Roofs) -> float:
+        own = max(self.bytes / roofs.memory, self.matrix / roofs.matrix, self.l2 / roofs.l2)
+        return own + sum(phase.seconds(roofs) for phase in self.then)
+
+    def moved(self) -> float:
+        return self.bytes + sum(phase.moved() for phase in self.then)
+
+    def timed(self, roofs: Roofs) -> bool:
+        """Whether bytes can hide behind products, so that only the time says something."""
+        return bool(self.then) or self.matrix / roofs.matrix == self.seconds(roofs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape."""
+
+    op: str
+    shape: Shape
+    run: Callable[[], Any]
+    """Calls the launchers on `meta` tensors; raises Absent where an op has no kernel."""
+    bound: Bound
+    launches: int
+    """At most."""
+    forbidden: int
+    """Elements of the matrix that must never exist."""
+    slack: float = SLACK
+    """Bytes moved / bytes of the bound. Where the bound is the tensor cores' time, the estimated time / that instead:
+    bytes that pass behind a product cost nothing."""
+    extra: float | None = None
+    """Bytes of all buffers but the results, at most."""
+
+
+class Line(NamedTuple):
+    """One row of the table."""
+
+    case: Case
+    record: Record
+    costs: list[Cost]
+    roofs: Roofs
+
+    @property
+    def moved(self) -> float:
+        return sum(c.bytes for c in self.costs)
+
+    @property
+    def ratio(self) -> float:
+        return self.moved / self.case.bound.moved()
+
+    @property
+    def launches(self) -> int:
+        return sum(c.launches for c in self.costs)
+
+    @property
+    def extra(self) -> float:
+        """Bytes of all buffers but the results, as if none were freed."""
+        results = [leaf for leaf in tree_leaves(self.record.result) if isinstance(leaf, Tensor)]
+        return size(*self.record.buffers) - size(*results)
+
+    @property
+    def seconds(self) -> float:
+        return sum(max(c.seconds(self.roofs).values()) for c in self.costs)
+
+    @property
+    def roof(self) -> str:
+        """Where most of the time goes."""
+        spent: dict[str, float] = {}
+        for c in self.costs:
+            times = c.seconds(self.roofs)
+            worst = max(times, key=lambda name: times[name])
+            spent[worst] = spent.get(worst, 0.0) + times[worst]
+        return max(spent, key=lambda name: spent[name])
+
+    def faults(self) -> list[str]:
+        """Why this is not a kernel to be proud of; empty if it is."""
+        largest, found, slack = self.record.largest(), [], self.case.slack
+        bound = self.case.bound.seconds(self.roofs)
+        if self.case.bound.timed(self.roofs):
+            if self.seconds > slack * bound:
+                found.append(f"takes {self.seconds / bound:.2f} × the time of its bound, at most {slack:g}")
+        elif self.ratio > slack:
+            found.append(f"moves {self.ratio:.2f} × the lower bound, at most {slack:g}")
+        if self.case.extra is not None and self.extra > self.case.extra:
+            found.append(f"allocates {self.extra / 1e6:.0f} MB beside its results, at most {self.case.extra / 1e6:.0f}")
+        if self.launches > self.case.launches:
+            found.append(f"{self.launches} launches, at most {self.case.launches}")
+        if largest is not None and largest.numel() >= self.case.forbidden:
+            found.append(f"allocates {list(largest.shape)}, {largest.nbytes / 1e6:.0f} MB")
+        return found
+
+
+def priced(case: Case, roofs: Roofs | None = None) -> Line:
+    """Raises Absent for an op without a kernel, ValueError for a kernel without a formula."""
+    roofs = roofs or Roofs()
+    record = recorded(case.run)
+    return Line(case, record, [cost(step, roofs) for step in record.steps], roofs)
+
+
+def cuda(op: str) -> Callable[..., Any]:
+    """What the dispatcher calls for an op's CUDA tensors."""
+    if op not in library.CUDA:
+        raise Absent(f"{op} has no Triton kernel yet")
+    return library.CUDA[op]
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+class Layer(NamedTuple):
+    """The tensors of one TopK layer."""
+
+    x: Tensor
+    w_enc: Tensor
+    b_enc: Tensor
+    w_dec: Tensor
+    b_dec: Tensor
+    values: Tensor
+    indices: Tensor
+    k: int
+
+    @property
+    def used(self) -> float:
+        """Bytes of the dictionary rows that codes can point at."""
+        return min(self.values.numel(), self.w_dec.shape[0]) / self.w_dec.shape[0] * size(self.w_dec)
+
+    @property
+    def codes(self) -> float:
+        return size(self.values, self.indices)
+
+    @property
+    def rows(self) -> float:
+        """Bytes of one dictionary row a code."""
+        return float(self.values.numel() * self.w_dec.shape[1] * self.w_dec.itemsize)
+
+
+def layer(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Layer:
+    batch, width, latents, k = (int(shape[name]) for name in "BDFK")
+    sizes = ((batch, width), (latents, width), (latents,), (latents, width), (width,), (batch, k))
+    return Layer(*(empty(*s, dtype=dtype) for s in sizes), empty(batch, k, dtype=torch.int64), k)
+
+
+def scores(shape: Shape) -> int:
+    return int(shape["B"]) * int(shape["F"])
+
+
+def encode_case(shape: Shape, streaming: bool = False) -> Case:
+    """With `streaming` as for wide x, whatever the width: little memory."""
+    made = layer(shape)
+
+    def run() -> Any:
+        with streamed_encoder() if streaming else nullcontext():
+            return encode()
+
+    def encode() -> Any:
+        return cuda("topk_encode")(made.x, made.w_enc, made.b_enc, made.k, made.b_dec, True, None, 0, False)
+
+    bound = Bound(size(made.x, made.w_enc, made.b_enc, made.b_dec) + made.codes, 2.0 * scores(shape) * int(shape["D"]))
+    # The goals against the product alone; narrow rows leave little product to hide the selection behind.
+    slack = {768: 1.6 if streaming else 1.4, 2304: 1.2, 4096: 1.15}.get(int(shape["D"]), SLACK)
+    extra = EXTRA if streaming or int(shape["D"]) > 1024 else 12 * EXTRA
+    name = "topk_encode, streaming" if streaming else "topk_encode"
+    return Case(name, shape, run, bound, 150, scores(shape), slack, extra)
+
+
+@contextmanager
+def streamed_encoder() -> Iterator[None]:
+    """Inside, the encoder's path for narrow x is not taken. Raises Absent where there is no such choice."""
+    cuda("topk_encode")
+    module = library.kernels("topk_encode")
+    if not hasattr(module, "NARROW"):
+        raise Absent("the encoder has one path only")
+    with mock.patch.object(module, "NARROW", 0):
+        yield
+
+
+def encode_backward_case(shape: Shape) -> Case:
+    made, grad = layer(shape), empty(int(shape["B"]), int(shape["K"]))
+
+    def run() -> Any:
+        entries, segments = library.kernels("latent_order").latent_order(made.indices, made.w_enc.shape[0])
+        return cuda("topk_encode_backward")(
+            grad, made.values, made.indices, made.x, made.w_enc, made.b_dec, entries, segments, True,
+            [False, True, True, True],
+        )  # fmt: skip
+
+    # The pre-bias gradient is −Σ_f g_f · w_enc[f]: the encoder is read once more, its gradient written.
+    bytes = size(grad, made.x, made.b_enc, made.b_dec) + made.codes + made.used + size(made.w_enc)
+    return Case("topk_encode backward", shape, run, Bound(bytes, l2=made.rows), 30, scores(shape))
+
+
+def decode_case(shape: Shape) -> Case:
+    made = layer(shape)
+
+    def run() -> Any:
+        return cuda("decode")(made.values, made.indices, made.w_dec, made.b_dec, None, None, None)
+
+    bound = Bound(made.codes + made.used + size(made.b_dec, made.x), l2=made.rows)
+    return Case("decode", shape, run, bound, 1, scores(shape))
+
+
+def decode_loss(
+    made: Layer, target: Tensor, order: tuple[Tensor | None, Tensor | None] = (None, None)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Forward and backward as the dispatcher runs them; without `order` the codes are sorted by latent here."""
+    x_hat = cuda("decode")(made.values, made.indices, made.w_dec, made.b_dec, None, None, None)
+    loss, variance = cuda("unexplained_variance")(target, x_hat)
+    upstream = cuda("unexplained_variance_backward")(loss, target, x_hat, variance)
+    gradients = cuda("decode_backward")(
+        upstream, made.values, made.indices, made.w_dec, None, *order, [True, True, True]
+    )
+    return (upstream, *gradients)
+
+
+def decode_loss_bytes(made: Layer) -> float:
+    """Of one fused pass forward, which reads codes, dictionary and target and writes x̂ and its gradient, and one
+    backward, which reads these, codes and dictionary and writes the gradients."""
+    forward = made.codes + made.used + size(made.b_dec, made.x) + 2 * size(made.x)
+    backward = size(made.x) + made.codes + made.used + size(made.values, made.w_dec, made.b_dec)
+    return forward + backward
+
+
+def decode_loss_case(shape: Shape) -> Case:
+    made = layer(shape)
+    bound = Bound(decode_loss_bytes(made), l2=2 * made.rows)
+    return Case("decode + loss, both ways", shape, lambda: decode_loss(made, made.x), bound, 45, scores(shape))
+
+
+def adam_case(shape: Shape) -> Case:
+    latents, width = int(shape["F"]), int(shape["D"])
+    tensors = [empty(latents, width, dtype=torch.float32) for _ in range(4)]
+
+    def run() -> Any:
+        return cuda("adam_step")(*tensors, 3, 1e-4, 0.9, 0.999, 1e-8, True, True)
+
+    return Case("adam_step", shape, run, Bound(7 * size(tensors[0])), 1, 2 * latents * width)
+
+
+def train_step_case(shape: Shape) -> Case:
+    """float32 parameters, bf16 products: casts, encoder, decoder, loss, their gradients, Adam."""
+    wide, made = layer(shape, torch.float32), layer(shape)
+    moments = [(torch.empty_like(p), torch.empty_like(p)) for p in wide[1:5]]
+
+    def run() -> Any:
+        half = Layer(*(t.to(torch.bfloat16) for t in wide[:5]), *made[5:])
+        relu, need = True, [False, True, True, True]
+        values, indices, *_, entries, segments = cuda("topk_encode")(
+            half.x, half.w_enc, half.b_enc, half.k, half.b_dec, relu, None, 0, True
+        )
+        _, grad_values, grad_dec, grad_b_dec = decode_loss(
+            half._replace(values=values, indices=indices), wide.x, (entries, segments)
+        )
+        _, grad_enc, grad_b_enc, _ = cuda("topk_encode_backward")(
+            grad_values, values, indices, half.x, half.w_enc, half.b_dec, entries, segments, relu, need
+        )
+        gradients = (grad_enc, grad_b_enc, grad_dec, grad_b_dec)
+        for i, (parameter, gradient, pair) in enumerate(zip(wide[1:5], gradients, moments, strict=True)):
+            unit = i == 2  # the decoder's rows
+            cuda("adam_step")(parameter, gradient.float(), *pair, 3, 1e-4, 0.9, 0.999, 1e-8, unit, unit)
+
+    after = (decode_loss_case(shape).bound, encode_backward_case(shape).bound, Bound(7 * size(*wide[1:5])))
+    return Case("train step", shape, run, encode_case(shape).bound._replace(then=after), 220, scores(shape))
+
+
+def nearest_case(shape: Shape) -> Case:
+    latents, width = int(shape["F"]), int(shape["D"])
+    a, b = (empty(latents, width, dtype=torch.float32) for _ in range(2))
+    bound = Bound(size(a, b) + 2 * latents * 12, 2.0 * latents**2 * width)
+    # 4560 pairs in 4 s are 1.68 × the product of one of 16384 × 768.
+    return Case("nearest, one pair", shape, lambda: cuda("nearest")(a, b), bound, 20, latents**2, 1.68)
+
+
+LARGE = {"B": 8192, "F": 65536}
+WIDTHS = tuple({**LARGE, "D": width, "K": 64} for width in (768, 2304, 4096))
+CODES = tuple({**LARGE, "D": 2304, "K": k} for k in (32, 64, 128))
+
+
+def goal_cases() -> list[Case]:
+    """Every op at the shapes that have goals (bench/gpu_times.py)."""
+    return [
+        *map(encode_case, WIDTHS),
+        encode_case(WIDTHS[0], streaming=True),
+        *map(encode_backward_case, CODES),
+        *map(decode_case, CODES),
+        *map(decode_loss_case, CODES),
+        adam_case({"F": 65536, "D": 2304}),
+        train_step_case(CODES[1]),
+        nearest_case({"F": 16384, "D": 768}),
+    ]
+
+
+def table(lines: Iterable[Line]) -> str:
+    head = f"{'op':<26}{'shape':<28}{'MB':>8}{'bound':>8}{'ratio':>7}{'GFLOP':>9}{'launches':>9}{'largest MB':>11}"
+    text = [f"{head}{'ms':>8}{'bound':>8}  roof"]
+    for line in lines:
+        largest = line.record.largest()
+        bound, work = line.case.bound, sum(c.matrix + c.vector for c in line.costs)
+        text.append(
+            f"{line.case.op:<26}{words(line.case.shape):<28}{line.moved / 1e6:>8.0f}{bound.moved() / 1e6:>8.0f}"
+            f"{line.ratio:>7.2f}{work / 1e9:>9.1f}{line.launches:>9}"
+            f"{0 if largest is None else largest.nbytes / 1e6:>11.1f}"
+            f"{1e3 * line.seconds:>8.3f}{1e3 * bound.seconds(line.roofs):>8.3f}  {line.roof}"
+        )
+        text += [f"    MISSED: {fault}" for fault in line.faults()]
+    return "\n".join(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; the gate is tests/bench/test_roofline.py."""
+    parse = argparse.ArgumentParser(prog="python -m saekern.bench.roofline", description=__doc__.split("\n", 1)[0])
+    for name, value in Roofs()._asdict().items():
+        parse.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help="default %(default)g")
+    parse.add_argument("--steps", action="store_true", help="also every launch of every op")
+    options = vars(parse.parse_args(arguments))
+    steps, roofs = options.pop("steps"), Roofs(**options)
+    lines, absent = [], []
+    for case in goal_cases():
+        try:
+            lines.append(priced(case, roofs))
+        except (Absent, ValueError) as reason:
+            absent.append(f"{case.op} {words(case.shape)}: absent ({reason})")
+    print("\n".join([table(lines), *absent]))
+    if steps:
+        print("\n".join(detail(line) for line in lines))
+    print("\nAssumed:", *(f"  {name}: {text}" for name, text in ASSUMPTIONS.items()), sep="\n")
+    return 0
+
+
+def detail(line: Line) -> str:
+    text = [f"\n{line.case.op} {words(line.case.shape)}"]
+    for step, price in zip(line.record.steps, line.costs, strict=True):
+        if not step.view:
+            grid = " × ".join(map(str, step.grid))
+            moved = f"{price.read / 1e6:>9.1f} MB read{price.written / 1e6:>9.1f} written"
+            text.append(f"  {step.name:<28}{grid:<16}{moved}")
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
