@@ -63,7 +63,7 @@ class Screen {
   const int threads_;
   const PanelKernel kernel_;
   const int64_t padded_, group_;
-  int64_t row_block_, panels_;
+  int64_t panels_;  // packed at a time
   float largest_bias_ = 0;
   int64_t group_first_ = 0;
   std::vector<float> norm_, residual_, bias_;  // [padded latents]
