@@ -58,7 +58,7 @@ class Slices(NamedTuple):
 
 
 def slices(width: int, dtype: torch.dtype, rows: int = 0, beside: int = 0) -> Slices:
-    """The widest slice, from 512 columns to a line of 128 bytes, of which `rows` rows stay in L2 beside `beside` bytes of
+    """The widest slice, from 512 columns to a line of 128 bytes, of which `rows` rows stay in L2 with `beside` bytes of
     codes that every slice reads again. 65,536 latents in bf16 take 16.8 MB at 128 columns (33.6 at 256 leave 6 where
     codes and the slice of the result want 9, at B = 8192 and K = 64), in float32 at 64; 131,072 in bf16 at 64; 16,384
     at 512. Where another width can help it, no more than an eighth of the lanes idle."""

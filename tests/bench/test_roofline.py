@@ -23,7 +23,6 @@ from saekern.bench.roofline import (
     train_step_case,
 )
 from saekern.bench.sass import kernel_modules
-from saekern.ops import library
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
