@@ -15,6 +15,7 @@ from saekern.bench.roofline import cuda
 
 LARGE = {"B": 1031, "D": 768, "F": 16381, "K": 32}  # primes: no tile comes out even
 SMALL = {"B": 19, "D": 40, "F": 97, "K": 5}
+TINY = {"B": 5, "D": 24, "F": 53, "K": 3}  # for the interpreter, where a program takes milliseconds
 
 
 @contextmanager
@@ -119,7 +120,8 @@ CHECKED: dict[str, Callable[[Layer], Run]] = {
 def fresh(device: torch.device, small: bool, runs: int) -> list[dict[str, str]]:
     """One line an op and dtype."""
     lines = []
-    shape = dict(SMALL if small else LARGE, seed=secrets.randbelow(2**31))
+    sizes = TINY if device.type == "cpu" else SMALL if small else LARGE
+    shape = dict(sizes, seed=secrets.randbelow(2**31))
     for name, make in CHECKED.items():
         for dtype in (torch.bfloat16, torch.float32):
             what = f"{name} {str(dtype).removeprefix('torch.')} seed={shape['seed']}"

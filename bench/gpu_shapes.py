@@ -69,7 +69,7 @@ DECODERS = ("saekern", "flex-sae", "sparsify", "embedding_bag", "torch", "torch.
 
 BENCHES = (
     made(
-        "topk_encode", "forward", shaped(WIDTHS + REST), 3, {"B": 16, "D": 32, "F": 256, "K": 4},
+        "topk_encode", "forward", shaped(WIDTHS + REST), 3, {"B": 6, "D": 32, "F": 160, "K": 4},
         ("saekern", "saekern streaming", "torch", "torch.compile", "gemm"), Layer, benches.encode_setup,
         benches.bound(roofline.encode_case),
         (
@@ -102,7 +102,7 @@ BENCHES = (
     ),
     made(
         "nearest", "all pairs, both ways", [{"S": 96, "F": 16384, "D": 768}, {"S": 4, "F": 16384, "D": 768}], 2,
-        {"S": 3, "F": 40, "D": 32}, ("saekern", "torch", "torch bf16"), Dictionaries, benches.nearest_setup,
+        {"S": 2, "F": 21, "D": 32}, ("saekern", "torch", "torch bf16"), Dictionaries, benches.nearest_setup,
         benches.nearest_bound,
         (Goal((), at_most=4000, only={"S": 96}), Goal(("torch",), faster=1, only={"S": 4})), "float32", (1, 20),
     ),

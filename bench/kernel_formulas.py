@@ -45,7 +45,7 @@ def segments(step: Step, roofs: Roofs) -> Cost:
     entries, rows, slices = step["entries"], step["rows"], step.grid[1]
     codes, (batch, width) = entries.numel(), rows.shape
     memory, l2 = gathered(rows, codes, step["BLOCK_D"], roofs)
-    index = slices * size(step["segments"], step["overflow_begins"], entries, step["positions"])
+    index = slices * (size(step["segments"], entries, step["positions"]) + 3.0 * SECTOR * step["overflow"])
     table = size(step["coefficients"], step["row_table"])  # picked one by one, from L2
     picked = [t for t in (step["coefficients"], step["row_table"], step["dots"]) if t is not None]
     read = memory + index + table + size(step["weight"], step["shift"])
@@ -61,8 +61,15 @@ def fold(step: Step, roofs: Roofs) -> Cost:
     chunks = min(HOT * 20, overflow)
     width = step["D"] if step["row_sums"] is not None else 1
     row = step["row_sums"].itemsize if step["row_sums"] is not None else 4
-    index = slices * size(step["overflow_latents"], step["overflow_begins"])
+    index = slices * overflow * 3.0 * SECTOR
     return Cost(index + 4.0 * width * chunks, float(row * width * HOT), vector=float(width * chunks))
+
+
+def order(step: Step, roofs: Roofs) -> Cost:
+    """The upper halvings of the bisections, 1024 places, stay in L1; each of the others is one access to L2."""
+    lower = max(0, step["halvings"] - 10)
+    read, l2 = size(step["latents"], step["positions"]), step["segments"].numel() * lower * SECTOR
+    return Cost(read, size(step["entries"], step["segments"]), float(l2))
 
 
 def weighted_row_sum(step: Step, roofs: Roofs) -> Cost:
@@ -163,8 +170,11 @@ KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
     "decode_kernel": decode,
     "segment_kernel": segments,
     "fold_kernel": fold,
+    "add_kernel": streamed(("out",), work=1),
+    "order_kernel": order,
     "weighted_row_sum_kernel": weighted_row_sum,
     "moments_kernel": streamed(("column_sums", "scalars")),
+    "fraction_kernel": streamed(("value", "variance")),
     "scaled_difference_kernel": streamed(("out",), work=2),
     "row_kernel": ADAM,
     "element_kernel": ADAM,

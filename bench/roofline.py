@@ -222,11 +222,11 @@ def encode_backward_case(shape: Shape) -> Case:
 
     # The pre-bias gradient is −Σ_f g_f · w_enc[f]: the encoder is read once more, its gradient written.
     bytes = size(grad, made.x, made.b_enc, made.b_dec) + made.codes + made.used + size(made.w_enc)
-    return Case("topk_encode backward", shape, run, Bound(bytes, l2=made.rows), 30, scores(shape))
+    return Case("topk_encode backward", shape, run, Bound(bytes, l2=made.rows), 18, scores(shape))
 
 
-def decode_case(shape: Shape) -> Case:
-    made = layer(shape)
+def decode_case(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Case:
+    made = layer(shape, dtype)
 
     def run() -> Any:
         return cuda("decode")(made.values, made.indices, made.w_dec, made.b_dec, None, None, None)
@@ -259,7 +259,7 @@ def decode_loss_bytes(made: Layer) -> float:
 def decode_loss_case(shape: Shape) -> Case:
     made = layer(shape)
     bound = Bound(decode_loss_bytes(made), l2=2 * made.rows)
-    return Case("decode + loss, both ways", shape, lambda: decode_loss(made, made.x), bound, 45, scores(shape))
+    return Case("decode + loss, both ways", shape, lambda: decode_loss(made, made.x), bound, 18, scores(shape))
 
 
 def adam_case(shape: Shape) -> Case:
@@ -295,7 +295,7 @@ def train_step_case(shape: Shape) -> Case:
             cuda("adam_step")(parameter, gradient.float(), *pair, 3, 1e-4, 0.9, 0.999, 1e-8, unit, unit)
 
     after = (decode_loss_case(shape).bound, encode_backward_case(shape).bound, Bound(7 * size(*wide[1:5])))
-    return Case("train step", shape, run, encode_case(shape).bound._replace(then=after), 220, scores(shape))
+    return Case("train step", shape, run, encode_case(shape).bound._replace(then=after), 175, scores(shape))
 
 
 def nearest_case(shape: Shape) -> Case:

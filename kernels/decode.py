@@ -9,7 +9,8 @@ from torch import Tensor
 
 from saekern.kernels.form import Form
 
-GATHER = 8  # rows of the dictionary in flight a program: 8 loads of 16 bytes a thread hide most of the latency
+LOADS = 8  # of 16 bytes in flight a thread: they hide most of the latency
+L2 = 40e6  # bytes that stay in L2 while a kernel runs: all of an A100's; an H100 and an H200 have 50 MB
 
 
 @triton.jit
@@ -56,30 +57,40 @@ class Slices(NamedTuple):
     num_warps: int
 
 
-def slices(width: int, dtype: torch.dtype) -> Slices:
-    """A slice is narrow, so that the dictionary's slice [F, BLOCK_D] stays in L2 while all rows pass by (F = 65,536 in
-    bf16: 34 MB at 256 columns), and divides D where it can, so that no lane idles in the last one."""
-    block = next((w for w in (512, 256, 128) if width % w == 0), min(512, triton.next_power_of_2(width)))
+def slices(width: int, dtype: torch.dtype, rows: int = 0, beside: int = 0) -> Slices:
+    """The widest slice, from 512 columns to a line of 128 bytes, of which `rows` rows stay in L2 with `beside` bytes of
+    codes that every slice reads again. 65,536 latents in bf16 take 16.8 MB at 128 columns (33.6 at 256 leave 6 where
+    codes and the slice of the result want 9, at B = 8192 and K = 64), in float32 at 64; 131,072 in bf16 at 64; 16,384
+    at 512. Where another width can help it, no more than an eighth of the lanes idle."""
+    widest = min(512, triton.next_power_of_2(width))
+    widths = [w for w in (512, 256, 128, 64, 32) if w <= widest and w * dtype.itemsize >= 128] or [widest]
+    fitting = [w for w in widths if rows * w * dtype.itemsize + beside <= L2] or widths[-1:]
+    block = next((w for w in fitting if triton.cdiv(width, w) * w <= 1.125 * width), fitting[0])
     return Slices(triton.cdiv(width, block), block, max(1, block * dtype.itemsize // 512))
 
 
 class Plan(NamedTuple):
     grid: tuple[int, int]  # rows are the fast axis, slices the slow one
     slices: Slices
+    gather: int  # rows of the dictionary in flight a program
 
 
-def plan(batch: int, width: int, dtype: torch.dtype) -> Plan:
-    cut = slices(width, dtype)
-    return Plan((batch, cut.count), cut)
+def plan(batch: int, latents: int, width: int, dtype: torch.dtype, codes: int) -> Plan:
+    """`codes`: bytes of values and indices."""
+    cut = slices(width, dtype, latents + batch, codes)  # the result's slice passes by too
+    return Plan((batch, cut.count), cut, in_flight(cut, dtype))
+
+
+def in_flight(cut: Slices, dtype: torch.dtype) -> int:
+    return min(32, LOADS * 512 * cut.num_warps // (cut.BLOCK_D * dtype.itemsize))
 
 
 def decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, offsets: Tensor | None) -> Tensor:
     """[B, D] in weight's dtype. Indices are trusted to lie in [0, F)."""
     batch = values.shape[0] if offsets is None else offsets.numel() - 1
-    codes = values.shape[-1]
-    width = weight.shape[1]
+    latents, width = weight.shape
     out = weight.new_empty(batch, width)
-    grid, cut = plan(batch, width, weight.dtype)
+    grid, cut, gather = plan(batch, latents, width, weight.dtype, values.nbytes + indices.nbytes)
     if out.numel() == 0:
         return out
     values, indices, weight = values.contiguous(), indices.contiguous(), weight.contiguous()
@@ -87,20 +98,23 @@ def decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None,
     offsets = None if offsets is None else offsets.contiguous()
     with torch.cuda.device_of(weight):
         decode_kernel[grid](
-            values, indices, weight, bias, offsets, out, codes, width, GATHER, cut.BLOCK_D, num_warps=cut.num_warps
-        )
+            values, indices, weight, bias, offsets, out, values.shape[-1], width, gather, cut.BLOCK_D,
+            num_warps=cut.num_warps,
+        )  # fmt: skip
     return out
 
 
 def forms() -> list[Form]:
-    return [_form(name, width, ragged) for name in ("bf16", "fp32") for width, ragged in ((768, False), (4096, True))]
+    latents = (4096, 16_384, 32_768, 65_536, 131_072)  # slices of every width
+    return [_form(name, count, i % 2 == 1) for name in ("bf16", "fp32") for i, count in enumerate(latents)]
 
 
-def _form(name: str, width: int, ragged: bool) -> Form:
-    cut = slices(width, torch.bfloat16 if name == "bf16" else torch.float32)
+def _form(name: str, latents: int, ragged: bool) -> Form:
+    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    _, cut, gather = plan(8192, latents, 4096, dtype, 8192 * 64 * (8 + dtype.itemsize))
     pointer = f"*{name}"
     signature = {"values": pointer, "indices": "*i64", "weight": pointer, "bias": pointer, "out": pointer}
-    constants: dict[str, object] = {"GATHER": GATHER, "BLOCK_D": cut.BLOCK_D}
+    constants: dict[str, object] = {"GATHER": gather, "BLOCK_D": cut.BLOCK_D}
     if ragged:
         signature["offsets"] = "*i64"
     else:

@@ -29,6 +29,7 @@ def decode_backward(
         dots = segment_gradients(
             entries,
             segments,
+            indices,
             grad,
             codes_per_row=values.shape[-1],
             offsets=offsets,
@@ -37,7 +38,7 @@ def decode_backward(
             row_sums=grad_weight if need_weight else None,
         )
         if dots is not None:
-            grad_values = dots.to(values.dtype).reshape(values.shape)
+            grad_values = dots.reshape(values.shape)
     grad_bias = grad.sum(0, dtype=torch.float32).to(weight.dtype) if need_bias else weight.new_empty(0)
     return grad_values, grad_weight, grad_bias
 
@@ -62,6 +63,7 @@ def decode_row_gradients(
     dots = segment_gradients(
         entries,
         segments,
+        indices,
         grad,
         codes_per_row=values.shape[-1],
         offsets=offsets,
@@ -71,4 +73,4 @@ def decode_row_gradients(
         positions=present.cumsum(0, dtype=torch.int32) - 1,
     )
     assert dots is not None  # asked for by `weight`
-    return latents, rows, dots.to(values.dtype).reshape(values.shape)
+    return latents, rows, dots.reshape(values.shape)

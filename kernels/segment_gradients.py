@@ -1,8 +1,9 @@
 """Gradients of sparse codes, latent by latent: every latent's codes are summed by walks over its segment of the CSC.
 
-A segment is walked in chunks of CHUNK codes. The first chunk of every latent has a program of its own; the others,
-which only hot latents have, are `overflow` programs, of which there are at most nnz / CHUNK: a bound known without
-asking the device. A split latent's chunks go to float32 partial sums, which `fold_kernel` adds in order.
+A latent's first program walks up to 2 · CHUNK − 1 codes, to the first multiple of CHUNK that is at least CHUNK codes
+away from its beginning. What lies beyond, which only hot latents have, is walked by `overflow` programs, one for each
+multiple of CHUNK: it looks up whose code lies there. So their number is known without asking the device, and nothing
+has to be planned before. A split latent's parts go to float32 partial sums, which `fold_kernel` adds in order.
 """
 
 from typing import NamedTuple
@@ -15,8 +16,20 @@ from torch import Tensor
 from saekern.kernels.decode import Slices, slices
 from saekern.kernels.form import Form
 
-CHUNK = 128  # codes a program walks at most: a latent active in 8192 rows becomes 64 programs
+CHUNK = 128  # codes an overflow program walks: a latent active in 8192 rows becomes 64 programs
 TILE = 4  # rows in flight a program; the mean segment is as short (8192 · 32 codes over 65,536 latents)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+BLOCK = 1024  # codes a program whose dots are added over the slices
+
+
+@triton.jit
+def _owner(code, entries, indices, segments, exists):
+    """The latent of a code, by its place in the order, and the latent's segment."""
+    entry = tl.load(entries + code, mask=exists, other=0)
+    latent = tl.load(indices + entry, mask=exists, other=0)
+    begin = tl.load(segments + latent, mask=exists, other=0)
+    end = tl.load(segments + latent + 1, mask=exists, other=0)
+    return latent, begin, end
 
 
 @triton.jit
@@ -24,8 +37,7 @@ def segment_kernel(
     entries,  # [nnz] int32
     segments,  # [F+1] int32
     positions,  # [F] int32: the output row of a latent, latents without codes left out; or None: row f
-    overflow_latents,  # [overflow] int32, F where there is none
-    overflow_begins,  # [F] int32: a latent's first overflow program
+    indices,  # [nnz] int64
     row_table,  # [nnz] int32: the row of a code; or None: K codes a row
     coefficients,  # [nnz]
     rows,  # [B, D]
@@ -38,7 +50,6 @@ def segment_kernel(
     dots,  # [slices, nnz] float32 out: ⟨row, weight[latent]⟩ over a slice, in storage order; or None
     K,
     D,
-    F,
     nnz,
     overflow,
     CHUNK: tl.constexpr,
@@ -49,18 +60,21 @@ def segment_kernel(
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
     leads = program >= overflow
-    latent = tl.load(overflow_latents + program, mask=program < overflow, other=0)
-    latent = tl.where(leads, program - overflow, latent)
-    exists = latent < F
-    begin = tl.load(segments + latent, mask=exists, other=0)
-    end = tl.load(segments + latent + 1, mask=exists, other=0)
-    overflow_begin = tl.load(overflow_begins + latent, mask=exists, other=0)
-    chunk = tl.where(leads, 0, program - overflow_begin + 1)
-    first = begin + chunk * CHUNK
-    last = tl.minimum(first + CHUNK, end)
+    at = (program + 1) * CHUNK  # where an overflow program begins
+    latent, begin, end = _owner(at, entries, indices, segments, ~leads)
+    if leads:
+        latent = (program - overflow).to(tl.int64)
+        begin = tl.load(segments + latent)
+        end = tl.load(segments + latent + 1)
+    exists = leads | (at - begin >= CHUNK)
+    own_overflow = tl.cdiv(begin, CHUNK)  # a latent's first overflow program
+    split = end - (own_overflow + 1) * CHUNK > 0
+    first = tl.where(leads, begin, at)
+    last = tl.minimum(tl.where(leads, (own_overflow + 1) * CHUNK, at + CHUNK), end)
+    last = tl.where(exists, last, first)
 
     if dots is not None:
-        own = tl.load(weight + latent.to(tl.int64) * D + columns, mask=inside & exists, other=0.0).to(tl.float32)
+        own = tl.load(weight + latent * D + columns, mask=inside & exists, other=0.0).to(tl.float32)
     if shift is not None:
         moved = tl.load(shift + columns, mask=inside, other=0.0).to(tl.float32)
     row_sum = tl.zeros([BLOCK_D], tl.float32)
@@ -85,14 +99,13 @@ def segment_kernel(
                 tile -= moved[None, :]
             row_sum += tl.sum(coefficient[:, None] * tile, 0)
 
-    split = end - begin > CHUNK
-    slot = tl.where(leads, overflow + overflow_begin, program).to(tl.int64)
-    whole = exists & ~split
+    slot = tl.where(leads, overflow + own_overflow, program).to(tl.int64)
+    whole = leads & ~split
     if positions is not None:
         whole = whole & (end > begin)
         target = tl.load(positions + latent, mask=whole, other=0).to(tl.int64)
     else:
-        target = latent.to(tl.int64)
+        target = latent
     if row_sums is not None:
         rounded = row_sum.to(row_sums.dtype.element_ty)
         tl.store(row_sums + target * D + columns, rounded, mask=inside & whole)
@@ -106,16 +119,15 @@ def segment_kernel(
 
 @triton.jit
 def fold_kernel(
+    entries,
     segments,
     positions,
-    overflow_latents,
-    overflow_begins,
+    indices,
     row_sums,
     row_partials,
     sums,
     sum_partials,
     D,
-    F,
     overflow,
     CHUNK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -123,13 +135,11 @@ def fold_kernel(
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < D
-    latent = tl.load(overflow_latents + program)
-    exists = latent < F
-    mine = exists & (tl.load(overflow_begins + latent, mask=exists, other=-1) == program)  # one program a split latent
-    begin = tl.load(segments + latent, mask=mine, other=0)
-    end = tl.load(segments + latent + 1, mask=mine, other=1)
-    count = (end - begin - 1) // CHUNK  # chunks beyond the first
-    target = latent.to(tl.int64)
+    at = (program + 1) * CHUNK
+    latent, begin, end = _owner(at, entries, indices, segments, program < overflow)
+    mine = (at - begin >= CHUNK) & (at - begin < 2 * CHUNK)  # one program a split latent: its first overflow program
+    count = tl.where(mine, tl.cdiv(end - at, CHUNK), 0)  # parts beyond the first
+    target = latent
     if positions is not None:
         target = tl.load(positions + latent, mask=mine, other=0).to(tl.int64)
     lead = (overflow + program).to(tl.int64)
@@ -145,22 +155,42 @@ def fold_kernel(
         tl.store(sums + target, sum.to(sums.dtype.element_ty), mask=mine & (tl.program_id(1) == 0))
 
 
+@triton.jit
+def add_kernel(
+    parts,  # [count, n] float32
+    out,  # [n]
+    count,
+    n,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    sum = tl.zeros([BLOCK], tl.float32)
+    for i in range(count):
+        sum += tl.load(parts + tl.cast(i, tl.int64) * n + at, mask=inside, other=0.0)
+    tl.store(out + at, sum.to(out.dtype.element_ty), mask=inside)
+
+
 class Plan(NamedTuple):
-    overflow: int  # programs for chunks beyond the first, at most
+    overflow: int  # programs for codes beyond the first ones of a latent: multiples of CHUNK below nnz
     grid: tuple[int, int]
     fold_grid: tuple[int, int]
     partial_rows: int  # float32 rows [D] of partial sums
     slices: Slices
 
 
-def plan(num_codes: int, num_latents: int, width: int, dtype: torch.dtype) -> Plan:
-    overflow, cut = num_codes // CHUNK, slices(width, dtype)
+def plan(num_codes: int, num_latents: int, batch: int, width: int, dtype: torch.dtype) -> Plan:
+    """A slice of the rows [batch, BLOCK_D] stays in L2, with coefficients and dots; each slice costs one more walk over
+    the codes: D = 2304 in bf16 and 8192 rows is 5 slices of 512 columns, 8.4 MB each."""
+    overflow = max(0, num_codes - 1) // CHUNK
+    cut = slices(width, dtype, batch, num_codes * (dtype.itemsize + 4))
     return Plan(overflow, (overflow + num_latents, cut.count), (overflow, cut.count), 2 * overflow, cut)
 
 
 def segment_gradients(
     entries: Tensor,
     segments: Tensor,
+    indices: Tensor,
     rows: Tensor,
     *,
     codes_per_row: int,
@@ -174,36 +204,36 @@ def segment_gradients(
 ) -> Tensor | None:
     """Fills `row_sums` [F, D] = Σ coefficient · (row − shift) and `sums` [F] = Σ coefficient over each latent's codes,
     whichever is given (with `positions`, row_sums holds the latents that have codes and no others). With `weight` it
-    returns ⟨row, weight[latent]⟩ of every code [nnz] in float32, storage order; `shift` does not go with it."""
-    num_codes, num_latents, width = entries.numel(), segments.numel() - 1, rows.shape[1]
-    overflow, grid, fold_grid, partial_rows, cut = plan(num_codes, num_latents, width, rows.dtype)
+    returns ⟨row, weight[latent]⟩ of every code [nnz] in weight's dtype, storage order; `shift` does not go with it."""
+    num_codes, num_latents, (batch, width) = entries.numel(), segments.numel() - 1, rows.shape
+    overflow, grid, fold_grid, partial_rows, cut = plan(num_codes, num_latents, batch, width, rows.dtype)
     device = rows.device
     if num_codes == 0:
         for out in (row_sums, sums):
             if out is not None:
                 out.zero_()
-        return None if weight is None else torch.zeros(0, device=device)
-    extra = (segments.diff() - 1).clamp(min=0) // CHUNK  # [F] chunks beyond the first
-    ends = extra.cumsum(0, dtype=torch.int32)
-    programs = torch.arange(overflow, dtype=torch.int32, device=device)
-    latents = torch.searchsorted(ends, programs, right=True, out_int32=True)  # [overflow], F where none is left
-    begins = ends - extra
+        return None if weight is None else weight.new_zeros(0)
+    indices = indices.contiguous()
     table = None if offsets is None else _rows_of(offsets, num_codes)
     row_partials = None if row_sums is None else torch.empty(partial_rows, width, device=device)
     sum_partials = None if sums is None else torch.empty(partial_rows, device=device)
     dots = None if weight is None else torch.empty(cut.count, num_codes, device=device)
     with torch.cuda.device_of(rows):
         segment_kernel[grid](
-            entries, segments, positions, latents, begins, table, coefficients, rows, shift, weight, row_sums,
-            row_partials, sums, sum_partials, dots, codes_per_row, width, num_latents, num_codes, overflow, CHUNK,
-            TILE, cut.BLOCK_D, num_warps=cut.num_warps,
+            entries, segments, positions, indices, table, coefficients, rows, shift, weight, row_sums, row_partials,
+            sums, sum_partials, dots, codes_per_row, width, num_codes, overflow, CHUNK, TILE, cut.BLOCK_D,
+            num_warps=cut.num_warps,
         )  # fmt: skip
         if overflow and (row_sums is not None or sums is not None):
             fold_kernel[fold_grid](
-                segments, positions, latents, begins, row_sums, row_partials, sums, sum_partials, width, num_latents,
-                overflow, CHUNK, cut.BLOCK_D, num_warps=cut.num_warps,
+                entries, segments, positions, indices, row_sums, row_partials, sums, sum_partials, width, overflow,
+                CHUNK, cut.BLOCK_D, num_warps=cut.num_warps,
             )  # fmt: skip
-    return None if dots is None else dots.sum(0)
+        if dots is None or weight is None:
+            return None
+        added = weight.new_empty(num_codes)
+        add_kernel[(triton.cdiv(num_codes, BLOCK),)](dots, added, cut.count, num_codes, BLOCK, num_warps=4)
+    return added
 
 
 def _rows_of(offsets: Tensor, num_codes: int) -> Tensor:
@@ -212,15 +242,18 @@ def _rows_of(offsets: Tensor, num_codes: int) -> Tensor:
 
 
 def forms() -> list[Form]:
-    return [
-        _form(name, width, part) for name in ("bf16", "fp32") for width, part in ((768, "decode"), (4096, "encode"))
-    ]
+    made = [_form(name, width, part) for name in DTYPES for width in (768, 4096) for part in ("decode", "encode")]
+    for name in DTYPES:
+        signature = {"parts": "*fp32", "out": f"*{name}", "count": "i32", "n": "i32"}
+        aligned = ("parts", "out", "n")
+        made.append(Form(add_kernel, signature, {"BLOCK": BLOCK}, num_warps=4, aligned=aligned, gather=True))
+    return made
 
 
 def _form(name: str, width: int, part: str) -> Form:
-    cut = slices(width, torch.bfloat16 if name == "bf16" else torch.float32)
+    cut = plan(8192 * 64, 65_536, 8192, width, DTYPES[name]).slices
     pointer, whole, wide = f"*{name}", "*i32", "*fp32"
-    signature = dict.fromkeys(("entries", "segments", "overflow_latents", "overflow_begins"), whole)
+    signature = dict.fromkeys(("entries", "segments"), whole) | {"indices": "*i64"}
     signature |= {"coefficients": pointer, "rows": pointer, "row_sums": pointer, "row_partials": wide}
     if part == "decode":
         signature |= {"weight": pointer, "dots": wide}
@@ -229,6 +262,6 @@ def _form(name: str, width: int, part: str) -> Form:
         signature |= {"shift": pointer, "sums": pointer, "sum_partials": wide}
         absent = ("positions", "row_table", "weight", "dots")
     aligned = (*signature, "D")
-    signature |= dict.fromkeys(("K", "D", "F", "nnz", "overflow"), "i32")
+    signature |= dict.fromkeys(("K", "D", "nnz", "overflow"), "i32")
     constants = dict.fromkeys(absent) | {"CHUNK": CHUNK, "TILE": TILE, "BLOCK_D": cut.BLOCK_D}
     return Form(segment_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=128)

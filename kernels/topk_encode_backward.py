@@ -77,6 +77,7 @@ def topk_encode_backward(
         segment_gradients(
             entries,
             segments,
+            indices,
             x,
             codes_per_row=indices.shape[1],
             coefficients=coefficients,

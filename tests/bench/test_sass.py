@@ -16,8 +16,10 @@ def sass(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_no_form_is_refused():
-    run = sass()
+@pytest.mark.parametrize("arguments", [["--sample"], pytest.param([], marks=pytest.mark.slow)], ids=["sample", "all"])
+def test_no_form_is_refused(arguments):
+    """One form of each kernel; all of them, which takes minutes, in `.ci/run` and `make test-slow`."""
+    run = sass(*arguments)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("\n") > 1, "no kernel was looked at"
 

@@ -6,10 +6,11 @@ from bounds import assert_within_bound
 from sparse_codes import SHAPES, indices_with_hot_latent, ragged_offsets
 
 from saekern import reference
-from saekern.kernels.decode import decode
+from saekern.kernels.decode import L2, decode, slices
+from saekern.kernels.decode import plan as decode_plan
 from saekern.kernels.decode_backward import decode_backward, decode_row_gradients
 from saekern.kernels.latent_order import latent_order
-from saekern.kernels.segment_gradients import CHUNK, plan
+from saekern.kernels.segment_gradients import CHUNK, segment_gradients
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ALL = [True, True, True]
@@ -56,8 +57,9 @@ def test_value_and_gradients(device, shape, dtype, ragged):
 
 
 def test_several_slices(device):
-    """D = 1100 is cut into three slices, the last one ragged; the dots are added over them."""
-    values, indices, weight, _, offsets, upstream = problem(device, 6, 5, 1100, 9)
+    """D = 1400 is cut into three slices, the last one ragged; the dots are added over them."""
+    assert slices(1400, torch.float32).count == 3
+    values, indices, weight, _, offsets, upstream = problem(device, 6, 5, 1400, 9)
     out = decode(values, indices, weight, None, offsets)
     exact = values.double(), indices, weight.double()
     size = reference.decode(exact[0].abs(), indices, exact[2].abs())
@@ -67,8 +69,8 @@ def test_several_slices(device):
 
 
 def test_hot_latents_are_split_and_added_in_order(device):
-    """A latent in every row and one of exactly CHUNK codes, among empty ones. Planted: a split from CHUNK codes on; the
-    first overflow chunk left out of the sum; the first chunk's partial sum in another's place. All caught."""
+    """A latent in every row and one of exactly CHUNK codes, among empty ones. Planted: the first overflow program left
+    out of the sum; the first part's sum in another's place. Both caught."""
     batch = 2 * CHUNK + 3
     values, indices, weight, _, _, upstream = problem(device, batch, 4, 19, 700)
     indices[:, 1:] = torch.randint(6, 699, (batch, 3))
@@ -140,10 +142,35 @@ def test_latent_order_is_the_stable_sort(device, latents):
         assert got.dtype == torch.int32
 
 
-def test_plan_needs_no_look_at_the_data():
-    """Enough programs for the worst segments: all codes in one latent, or one in each other latent. Planted: half as
-    many; caught."""
-    for codes, latents in ((CHUNK * 5, 1), (CHUNK * 5 + 4, 4), (7, 3)):
-        overflow = plan(codes, latents, 64, torch.float32).overflow
-        worst = [codes - latents + 1] + [1] * (latents - 1)
-        assert sum((count - 1) // CHUNK for count in worst) <= overflow
+@pytest.mark.parametrize("before", [0, 1, CHUNK - 1])
+def test_every_code_is_walked_once(device, before):
+    """Segments around multiples of CHUNK, at every kind of beginning; with coefficients 1 the sums count the codes.
+
+    Planted: an overflow program less; parts from CHUNK + 1 codes on; the fold's window one wider or narrower; the lead
+    cut at CHUNK codes. All caught."""
+    lengths = [before, CHUNK, CHUNK + 1, 0, 2 * CHUNK - 1, 2 * CHUNK, 1, 2 * CHUNK + 1, 4 * CHUNK, CHUNK - 1]
+    lengths = torch.tensor([*lengths, 3 * CHUNK + 1 if before else 3 * CHUNK])
+    indices = torch.arange(len(lengths)).repeat_interleave(lengths)[:, None].to(device)
+    ones, rows = torch.ones(len(indices), 1, device=device), torch.ones(len(indices), 3, device=device)
+    sums, row_sums = torch.full((len(lengths),), -1.0, device=device), torch.empty(len(lengths), 3, device=device)
+    entries, segments = latent_order(indices, len(lengths))
+    segment_gradients(
+        entries, segments, indices, rows, codes_per_row=1, coefficients=ones, row_sums=row_sums, sums=sums
+    )
+    assert sums.tolist() == lengths.tolist()
+    assert torch.equal(row_sums, sums[:, None].expand(-1, 3))
+
+
+def test_slices_stay_in_l2():
+    """Of the dictionary for the decoder, of the upstream rows for its gradients; as wide as that allows."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for width in (768, 1100, 2304, 4096):
+            for latents in (16384, 65536, 131072):
+                codes = 8192 * 64 * (8 + dtype.itemsize)
+                cut = decode_plan(8192, latents, width, dtype, codes).slices
+                fits = (latents + 8192) * cut.BLOCK_D * dtype.itemsize + codes <= L2
+                assert fits or cut.BLOCK_D * dtype.itemsize == 128
+                assert cut.count * cut.BLOCK_D >= width > (cut.count - 1) * cut.BLOCK_D
+    assert slices(2304, torch.bfloat16).BLOCK_D == 512
+    assert slices(768, torch.bfloat16).BLOCK_D == 256, "512 columns would leave a third of the lanes idle"
+    assert slices(19, torch.bfloat16) == (1, 32, 1)
