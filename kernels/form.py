@@ -16,7 +16,7 @@ class Form(NamedTuple):
     signature: dict[str, str]  # run-time argument -> "*bf16", "*fp32", "*i64", "i32", "i64", "fp32"
     constants: dict[str, object]  # constexpr arguments
     num_warps: int
-    num_stages: int = 2
+    num_stages: int = 3  # what Triton takes where a launcher says nothing
     aligned: tuple[str, ...] = ()  # arguments divisible by 16: pointers, leading dimensions
     matrix: bool = False  # has to use the tensor cores
     gather: bool = False  # has to load 128 bits a thread

@@ -212,9 +212,10 @@ def _rows_of(offsets: Tensor, num_codes: int) -> Tensor:
 
 
 def forms() -> list[Form]:
-    return [
+    made = [
         _form(name, width, part) for name in ("bf16", "fp32") for width, part in ((768, "decode"), (4096, "encode"))
     ]
+    return [*made, *(_fold(form) for form in made)]
 
 
 def _form(name: str, width: int, part: str) -> Form:
@@ -232,3 +233,11 @@ def _form(name: str, width: int, part: str) -> Form:
     signature |= dict.fromkeys(("K", "D", "F", "nnz", "overflow"), "i32")
     constants = dict.fromkeys(absent) | {"CHUNK": CHUNK, "TILE": TILE, "BLOCK_D": cut.BLOCK_D}
     return Form(segment_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=128)
+
+
+def _fold(form: Form) -> Form:
+    names = fold_kernel.arg_names
+    signature = {name: kind for name, kind in form.signature.items() if name in names}
+    constants = {name: value for name, value in form.constants.items() if name in names}
+    aligned = tuple(name for name in form.aligned if name in names)
+    return form._replace(kernel=fold_kernel, signature=signature, constants=constants, aligned=aligned)
