@@ -63,6 +63,9 @@ def compiled(form, arch: int) -> bytes:
     missing = set(names) - set(form.signature) - set(form.constants)
     if missing:
         raise ValueError(f"{form.kernel.__name__}: the form says nothing about {sorted(missing)}")
+    blind = {p.name for p in form.kernel.params if p.do_not_specialize} & set(form.aligned)
+    if blind:
+        raise ValueError(f"{form.kernel.__name__}: the form aligns {sorted(blind)}, which a launch does not look at")
     source = ASTSource(
         form.kernel,
         signature={name: form.signature.get(name, "constexpr") for name in names},

@@ -27,7 +27,7 @@ def larger(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def score_maxima_kernel(
     x,  # [n, D]
     weight,  # [F, D]

@@ -19,7 +19,7 @@ CHUNK = 128  # codes a program walks at most: a latent active in 8192 rows becom
 TILE = 4  # rows in flight a program; the mean segment is as short (8192 · 32 codes over 65,536 latents)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz", "overflow"])
 def segment_kernel(
     entries,  # [nnz] int32
     segments,  # [F+1] int32
@@ -104,7 +104,7 @@ def segment_kernel(
         tl.store(sum_partials + slot, total, mask=exists & split & once)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["overflow"])
 def fold_kernel(
     segments,
     positions,

@@ -25,7 +25,7 @@ DEPTH = 32  # additions that follow one another in its last sum over BLOCK_D, at
 SCORE_TILE = (64, 64, 32)  # rows, latents, width of a tile of `score_kernel`
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def round_kernel(
     rows,  # [n, D] float32
     shift,  # [D], subtracted from every row, or None
@@ -176,7 +176,7 @@ def overflow_kernel(
         tl.store(state + row * 2, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def score_kernel(
     x,
     shift,
@@ -285,5 +285,5 @@ def _operands() -> dict[str, str]:
 
 def _form(kernel, pointers, sizes: str, constants, numbers=None) -> Form:
     signature = pointers | dict.fromkeys(sizes.split(), "i32") | (numbers or {})
-    aligned = (*pointers, *(size for size in sizes.split() if size != "K"))
+    aligned = (*pointers, *(size for size in sizes.split() if size not in ("K", "n")))
     return Form(kernel, signature, constants, WARPS, aligned=aligned, gather=True, registers=128)

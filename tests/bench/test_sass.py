@@ -38,6 +38,12 @@ def test_planted_faults_are_refused(arch):
     assert "spill instructions" in spilled
 
 
+def test_integers_that_are_1_compile():
+    """Planted: `.to(tl.int64)` of an argument; caught."""
+    run = sass("--arch", "90", "forms_of_ones")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_forms_are_compiled_as_launchers_launch_them():
     """Every kernel has a form, and a form that names no number of stages has the one that Triton would take.
 
