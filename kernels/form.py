@@ -20,5 +20,6 @@ class Form(NamedTuple):
     aligned: tuple[str, ...] = ()  # arguments divisible by 16: pointers, leading dimensions
     matrix: bool = False  # has to use the tensor cores
     gather: bool = False  # has to load 128 bits a thread
+    nan: bool = False  # the maxima of floats that it takes have to keep NaN, which the plain instruction drops
     registers: int = 255  # a thread's limit; fewer where occupancy is counted on
     capped: bool = False  # the launcher tells the assembler so, by `maxnreg`

@@ -33,7 +33,8 @@ def test_planted_faults_are_refused(arch):
     assert "REFUSED: no 128-bit load" in forms[1]
     assert "REFUSED: no tensor-core instruction" in forms[2]
     assert "registers, stated 8" in forms[3]
-    spilled = run.stdout.split("\nhold_everything ")[1]
+    spilled, largest = run.stdout.split("\nhold_everything ")[1].split("\nlargest ")
+    assert "REFUSED: a maximum that drops NaN" in largest
     assert "bytes of stack" in spilled
     assert "spill instructions" in spilled
 
