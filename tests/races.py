@@ -58,7 +58,7 @@ class Memory:
 
 @contextmanager
 def watched(*, in_place: bool = False) -> Iterator[None]:
-    """Raises Race at the first race of a kernel launched inside. Reductions are no barriers: one warp has none there."""
+    """Raises Race at the first race of a kernel run inside. Reductions are no barriers: with one warp none is made."""
     from triton.runtime import interpreter
     from triton.runtime.errors import InterpreterError
 
