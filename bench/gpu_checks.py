@@ -107,6 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     parse.add_argument("--timeout", type=float, default=150, help="seconds a check")
     options = parse.parse_args(arguments)
     device = torch.device(options.device)
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # before CUDA starts: poisoning needs deterministic mode
     checks: dict[str, Callable[[], list[dict[str, str]]]] = {
         "fresh": lambda: fresh(device, options.small, 2 if options.small else 10),
         "train": lambda: train(options.device, options.timeout),

@@ -5,7 +5,8 @@ are read back from the binary with the disassembler that Triton brings along. A 
 instruction or a gather that loads 32 bits at a time costs a factor, passes every test of numbers, and shows here.
 
 Refused (exit status 1): stack or local memory in use, more registers than the form states, `matrix` forms without a
-tensor-core instruction, `gather` forms without 128-bit global loads.
+tensor-core instruction, `gather` forms without 128-bit global loads, `nan` forms with a maximum that drops NaN, and
+loads that need not see a store before them.
 """
 
 import argparse
@@ -63,6 +64,9 @@ def compiled(form, arch: int) -> bytes:
     missing = set(names) - set(form.signature) - set(form.constants)
     if missing:
         raise ValueError(f"{form.kernel.__name__}: the form says nothing about {sorted(missing)}")
+    blind = {p.name for p in form.kernel.params if p.do_not_specialize} & set(form.aligned)
+    if blind:
+        raise ValueError(f"{form.kernel.__name__}: the form aligns {sorted(blind)}, which a launch does not look at")
     source = ASTSource(
         form.kernel,
         signature={name: form.signature.get(name, "constexpr") for name in names},
@@ -106,6 +110,9 @@ def inspect(job: Job) -> Usage:
             (f"{registers} registers, stated {form.registers}", registers > form.registers),
             ("no tensor-core instruction", form.matrix and matrix == 0),
             ("no 128-bit load", form.gather and wide == 0),
+            ("a maximum that drops NaN", form.nan and re.search(r"\bFMNMX3?(?!\S*NAN)", code)),
+            # What a kernel stores and loads again would come out of date from there.
+            ("loads through the read-only cache", re.search(r"\bLDG\S*CONSTANT", code)),
         )
         if bad
     ]

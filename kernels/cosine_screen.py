@@ -142,9 +142,10 @@ def member(group, k, TILE: tl.constexpr):
 @triton.jit
 def error_bound(residual, worst, D):
     """On |cosine − approximate cosine| for a row with this residual: 1.002 covers norms not quite 1 and the rounding of
-    the residuals; a tensor core adds D products and D / 16 sums, truncating to 2⁻²³ each time, and the two other sums
-    are trees of at most D / 128 + 64 additions."""
-    return 1.002 * (residual + (1.0 + residual) * worst) + (1.25 * D + 128.0) * 2.0**-23
+    the residuals; a tensor core adds n products and the sum so far, cuts each of them off at 2⁻²³ of the largest, and
+    the result too: (n + 2) 2⁻²³ for every n, 1.5 D 2⁻²³ at worst, where n = 4 (8 or 16 in newer ones: 1.25 D, 1.13 D).
+    The two other sums are trees of at most D / 128 + 64 additions."""
+    return 1.002 * (residual + (1.0 + residual) * worst) + (1.6 * D + 128.0) * 2.0**-23
 
 
 @triton.jit

@@ -27,7 +27,7 @@ def larger(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def score_maxima_kernel(
     x,  # [n, D]
     weight,  # [F, D]
@@ -172,7 +172,7 @@ def _product(name: str) -> Form:
     aligned = (*signature, "D", "F", "stride")
     tile = {"GROUP": GROUP, "ROWS": ROWS, "LATENTS": LATENTS, "WIDTH": WIDTH, "BAND": BAND, "RAGGED": False}
     signature |= dict.fromkeys(("n", "D", "F", "stride"), "i32")
-    return Form(score_maxima_kernel, signature, tile, WARPS, STAGES, aligned, matrix=True, gather=True)
+    return Form(score_maxima_kernel, signature, tile, WARPS, STAGES, aligned, matrix=True, gather=True, nan=True)
 
 
 def _select(latents: int, k: int) -> Form:

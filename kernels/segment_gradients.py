@@ -32,7 +32,7 @@ def _owner(code, entries, indices, segments, exists):
     return latent, begin, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnz", "overflow"])
 def segment_kernel(
     entries,  # [nnz] int32
     segments,  # [F+1] int32
@@ -117,7 +117,7 @@ def segment_kernel(
         tl.store(sum_partials + slot, total, mask=exists & split & once)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["overflow"])
 def fold_kernel(
     entries,
     segments,
@@ -243,6 +243,7 @@ def _rows_of(offsets: Tensor, num_codes: int) -> Tensor:
 
 def forms() -> list[Form]:
     made = [_form(name, width, part) for name in DTYPES for width in (768, 4096) for part in ("decode", "encode")]
+    made += [_fold(form) for form in made]
     for name in DTYPES:
         signature = {"parts": "*fp32", "out": f"*{name}", "count": "i32", "n": "i32"}
         aligned = ("parts", "out", "n")
@@ -265,3 +266,11 @@ def _form(name: str, width: int, part: str) -> Form:
     signature |= dict.fromkeys(("K", "D", "nnz", "overflow"), "i32")
     constants = dict.fromkeys(absent) | {"CHUNK": CHUNK, "TILE": TILE, "BLOCK_D": cut.BLOCK_D}
     return Form(segment_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=128)
+
+
+def _fold(form: Form) -> Form:
+    names = fold_kernel.arg_names
+    signature = {name: kind for name, kind in form.signature.items() if name in names}
+    constants = {name: value for name, value in form.constants.items() if name in names}
+    aligned = tuple(name for name in form.aligned if name in names)
+    return form._replace(kernel=fold_kernel, signature=signature, constants=constants, aligned=aligned)

@@ -192,6 +192,7 @@ def select_kernel(
                 count, threshold = admit(
                     list, count, threshold, first + some, low, high, K, known, PLANES, SUB, CAPACITY
                 )
+    tl.debug_barrier()  # every warp has loaded the state
     tl.store(state, count)
     tl.store(state + 1, threshold)
 

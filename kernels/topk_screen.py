@@ -18,6 +18,7 @@ from saekern.kernels import streaming_select
 from saekern.kernels.form import Form
 from saekern.kernels.streaming_select import LOWEST, OVERFLOW, admit, cut, order_key
 
+LARGEST = tl.constexpr((2 - 2.0**-7) * 2.0**127)  # finite in bfloat16
 TILE = 8  # latents in flight a program
 BLOCK_D = 256
 WARPS = 4  # with TILE and BLOCK_D, what fixes the order of summation of `dots`
@@ -25,7 +26,7 @@ DEPTH = 32  # additions that follow one another in its last sum over BLOCK_D, at
 SCORE_TILE = (64, 64, 32)  # rows, latents, width of a tile of `score_kernel`
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def round_kernel(
     rows,  # [n, D] float32
     shift,  # [D], subtracted from every row, or None
@@ -50,7 +51,8 @@ def round_kernel(
         x = tl.load(rows + at, mask=mask, other=0.0)
         if shift is not None:
             x -= tl.load(shift + columns, mask=columns < D, other=0.0)[None, :]
-        y = x.to(tl.bfloat16)
+        # A finite number that would round to infinity stays finite: 0 · ∞ would be NaN where the score is 0.
+        y = tl.where(tl.abs(x) < float("inf"), tl.minimum(tl.maximum(x, -LARGEST), LARGEST), x).to(tl.bfloat16)
         tl.store(rounded + at, y, mask=mask)
         y = y.to(tl.float32)
         larger = tl.maximum(tl.abs(x), tl.abs(y))
@@ -176,7 +178,7 @@ def overflow_kernel(
         tl.store(state + row * 2, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def score_kernel(
     x,
     shift,
@@ -285,5 +287,5 @@ def _operands() -> dict[str, str]:
 
 def _form(kernel, pointers, sizes: str, constants, numbers=None) -> Form:
     signature = pointers | dict.fromkeys(sizes.split(), "i32") | (numbers or {})
-    aligned = (*pointers, *(size for size in sizes.split() if size != "K"))
+    aligned = (*pointers, *(size for size in sizes.split() if size not in ("K", "n")))
     return Form(kernel, signature, constants, WARPS, aligned=aligned, gather=True, registers=128)

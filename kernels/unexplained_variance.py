@@ -12,7 +12,7 @@ BLOCK_D = 512
 BLOCK = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def moments_kernel(
     target,  # [B, D]
     estimate,  # [B, D]

@@ -20,6 +20,11 @@ def hold_everything(x, y, TILE: tl.constexpr):
     tl.store(y + at, value - tl.max(value, 0))
 
 
+@triton.jit
+def largest(x, y, TILE: tl.constexpr):
+    tl.store(y, tl.max(tl.load(x + tl.arange(0, TILE)), 0))
+
+
 def forms() -> list[Form]:
     pointers = {"x": "*fp32", "y": "*fp32"}
     aligned = ("x", "y")
@@ -29,4 +34,5 @@ def forms() -> list[Form]:
         Form(copy, pointers, {"TILE": 1024}, num_warps=4, aligned=aligned, matrix=True),
         Form(copy, pointers, {"TILE": 1024}, num_warps=4, aligned=aligned, registers=8),
         Form(hold_everything, pointers, {"TILE": 32768}, num_warps=1, aligned=aligned),
+        Form(largest, pointers, {"TILE": 1024}, num_warps=4, aligned=aligned, nan=True),
     ]

@@ -35,6 +35,38 @@ def test_planted_faults_are_refused(arch):
     assert "REFUSED: no 128-bit load" in forms[1]
     assert "REFUSED: no tensor-core instruction" in forms[2]
     assert "registers, stated 8" in forms[3]
-    spilled = run.stdout.split("\nhold_everything ")[1]
+    spilled, largest = run.stdout.split("\nhold_everything ")[1].split("\nlargest ")
+    assert "REFUSED: a maximum that drops NaN" in largest
     assert "bytes of stack" in spilled
     assert "spill instructions" in spilled
+
+
+def test_integers_that_are_1_compile():
+    """Planted: `.to(tl.int64)` of an argument; caught."""
+    run = sass("--arch", "90", "forms_of_ones")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_forms_are_compiled_as_launchers_launch_them():
+    """Every kernel has a form, and a form that names no number of stages has the one that Triton would take.
+
+    Planted: two stages by default, as it was; no form of `fold_kernel`; both caught."""
+    import importlib
+
+    from triton.backends.nvidia.compiler import CUDAOptions
+    from triton.runtime import JITFunction
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from saekern.bench.sass import kernel_modules
+    from saekern.kernels.form import Form
+
+    assert Form._field_defaults["num_stages"] == CUDAOptions(num_warps=4).num_stages
+    for name in kernel_modules():
+        module = importlib.import_module(name)
+        kernels = {
+            value
+            for label, value in vars(module).items()
+            if isinstance(value, (JITFunction, InterpretedFunction)) and label.endswith("_kernel")
+        }
+        own = {kernel for kernel in kernels if kernel.fn.__module__ == name}
+        assert own == {form.kernel for form in module.forms()}, name

@@ -141,6 +141,20 @@ def test_special_values(device, dtype):
 
 
 @NOT_FINITE
+@NOT_FINITE
+def test_a_weight_that_rounds_to_infinity(device):
+    """3.4e38 is finite in float32 and, rounded to nearest, infinite in bfloat16; a row of zeros scores 0 with it.
+    (Triton's interpreter cuts instead of rounding, so that only a GPU can fail here.)"""
+    x, weight = torch.zeros(2, 40), torch.randn(300, 40)
+    weight[7, 3] = 3.4e38
+    x[1] = torch.randn(40)
+    values, indices, *_ = encode(device, x, weight, None, 4)
+    assert indices[0].tolist() == [0, 1, 2, 3]
+    assert not values[0].any()
+    want = reference.topk_encode(x.double(), weight.double(), None, 4)[1]
+    assert torch.equal(indices[1], want[1])
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_few_groups_are_read(device, by_maxima, k):
     """Fewer latents wanted than there are groups, of which the last is one latent and another is padding.
