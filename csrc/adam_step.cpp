@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "isa.h"
 #include "lanes.h"
@@ -48,6 +51,15 @@ SAEKERN_CLONES void step_row(const Factors& f, bool project, bool normalize, int
   }
 }
 
+void check_listed(const AdamStep& job) {
+  for (int64_t i = 0; i < job.count; ++i) {
+    const int64_t row = job.listed[i];
+    if (row >= 0 && row < job.rows && (i == 0 || row > job.listed[i - 1])) continue;
+    throw std::invalid_argument("latents: expected ascending numbers from 0 to " + std::to_string(job.rows - 1) +
+                                ", got " + std::to_string(row) + " at position " + std::to_string(i));
+  }
+}
+
 }  // namespace
 
 void adam_step(const AdamStep& job, int threads) {
@@ -60,15 +72,25 @@ void adam_step(const AdamStep& job, int threads) {
       static_cast<float>(job.eps),
       static_cast<float>(job.lr / (1 - std::pow(job.beta1, static_cast<double>(job.step)))),
   };
+  if (job.listed) check_listed(job);
   // Without row operations the matrix is one long vector, cut evenly whatever its shape.
-  const bool by_rows = job.project || job.normalize;
+  const bool by_rows = job.project || job.normalize || job.listed;
   const int64_t size = job.rows * job.width, width = by_rows ? job.width : 4096;
   const int64_t block = by_rows ? std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)) * width : 16384;
+  const std::vector<float> zeros(job.listed ? width : 0, 0.0f);
   parallel_for(block ? (size + block - 1) / block : 0, threads, [&](int64_t i, int) {
     const int64_t end = std::min((i + 1) * block, size);
-    for (int64_t at = i * block; at < end; at += width)
-      step_row(factors, job.project, job.normalize, std::min(width, end - at), job.grad + at, job.param + at,
-               job.exp_avg + at, job.exp_avg_sq + at);
+    const int64_t* const past = job.listed + job.count;
+    const int64_t* next = job.listed ? std::lower_bound(job.listed, past, i * block / width) : nullptr;
+    for (int64_t at = i * block; at < end; at += width) {
+      const float* grad = job.grad + at;
+      if (job.listed) {
+        const bool present = next < past && *next == at / width;
+        grad = present ? job.grad + (next++ - job.listed) * width : zeros.data();
+      }
+      step_row(factors, job.project, job.normalize, std::min(width, end - at), grad, job.param + at, job.exp_avg + at,
+               job.exp_avg_sq + at);
+    }
   });
 }
 

@@ -169,9 +169,10 @@ void bind_encode_backward(const Array<float>& grad, const Array<float>& values, 
                   threads);
 }
 
+// latents: the rows of param that grad holds, all where None.
 void bind_adam_step(Array<float> param, const Array<float>& grad, Array<float> exp_avg, Array<float> exp_avg_sq,
-                    int64_t step, double lr, double beta1, double beta2, double eps, bool project, bool normalize,
-                    int threads) {
+                    const Optional<int64_t>& latents, int64_t step, double lr, double beta1, double beta2, double eps,
+                    bool project, bool normalize, int threads) {
   AdamStep job{1,
                grad.size(),
                lr,
@@ -185,7 +186,8 @@ void bind_adam_step(Array<float> param, const Array<float>& grad, Array<float> e
                param.mutable_data(),
                exp_avg.mutable_data(),
                exp_avg_sq.mutable_data()};
-  if (grad.ndim() == 2) job.rows = grad.shape(0), job.width = grad.shape(1);
+  if (param.ndim() == 2) job.rows = param.shape(0), job.width = param.shape(1);
+  if (latents) job.listed = latents->data(), job.count = latents->size();
   py::gil_scoped_release nogil;
   adam_step(job, threads);
 }
@@ -261,8 +263,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("topk_encode_backward", &bind_encode_backward, a("grad"), a("values"), a("indices"), a("x"), a("weight"),
         a("pre_bias"), a("entries"), a("segments"), a("relu"), a("threads"), a("dx"), a("dweight"), a("dbias"),
         a("dpre_bias"));
-  m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("step"), a("lr"),
-        a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
+  m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("latents"), a("step"),
+        a("lr"), a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
   m.def("unexplained_variance", &bind_unexplained_variance, a("target"), a("estimate"), a("threads"));
   m.def("scaled_difference", &bind_scaled_difference, a("a"), a("b"), a("scale"), a("threads"), a("out"));
   m.def("linear_sum_assignment", &bind_linear_sum_assignment<float>, a("cost"), a("maximize"), a("threads"),

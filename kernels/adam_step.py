@@ -25,6 +25,7 @@ def row_kernel(
     grad,
     exp_avg,
     exp_avg_sq,
+    positions,  # [R]: the row of grad that is a row's gradient, −1 for zeros; or None: the row itself
     C,
     size,  # lr / (1 − β₁ᵗ)
     beta1,
@@ -37,9 +38,14 @@ def row_kernel(
 ):
     columns = tl.arange(0, BLOCK_C)
     inside = columns < C
-    at = tl.program_id(0).to(tl.int64) * C + columns
+    row = tl.program_id(0).to(tl.int64)
+    at = row * C + columns
     w = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    if positions is None:
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    else:
+        position = tl.load(positions + row).to(tl.int64)
+        g = tl.load(grad + position * C + columns, mask=inside & (position >= 0), other=0.0).to(tl.float32)
     m = tl.load(exp_avg + at, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(exp_avg_sq + at, mask=inside, other=0.0).to(tl.float32)
     if PROJECT:
@@ -98,33 +104,45 @@ def adam_step(
     eps: float,
     project: bool,
     normalize: bool,
+    latents: Tensor | None = None,
 ) -> None:
     """In place on param, exp_avg and exp_avg_sq; 7 accesses an element, whatever is fused. [R, C], or any shape where
-    neither project nor normalize is set.
+    neither project nor normalize is set. With `latents` [M] grad is [M, C], and what is not listed has gradient zero;
+    they are trusted to be different and to lie in [0, R).
 
     Raises:
-        ValueError: more than WIDEST columns with project or normalize.
+        ValueError: more than WIDEST columns with project, normalize or latents.
     """
     if param.numel() == 0:
         return
     tensors = (param, grad, exp_avg, exp_avg_sq)
-    if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
+    by_rows = project or normalize or latents is not None
+    if not by_rows and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
         tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents needs no copy
     dense = [t.contiguous() for t in tensors]
     numbers = (lr / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** 0.5, eps)
     with torch.cuda.device_of(param):
-        if project or normalize:
+        if by_rows:
             rows, width = param.shape
             if width > WIDEST:
-                raise ValueError(f"param: expected at most {WIDEST} columns with project or normalize, got {width}")
+                allowed = f"expected at most {WIDEST} columns with project, normalize or latents"
+                raise ValueError(f"param: {allowed}, got {width}")
             block = max(16, triton.next_power_of_2(width))
-            row_kernel[(rows,)](*dense, width, *numbers, project, normalize, block, num_warps=row_warps(block))
+            positions = None if latents is None else _positions(latents, rows)
+            row_kernel[(rows,)](
+                *dense, positions, width, *numbers, project, normalize, block, num_warps=row_warps(block)
+            )
         else:
             grid = (triton.cdiv(param.numel(), BLOCK),)
             element_kernel[grid](*dense, param.numel(), *numbers, BLOCK, num_warps=4)
     for tensor, written in zip((tensors[0], *tensors[2:]), (dense[0], *dense[2:]), strict=True):
         if written is not tensor:
             tensor.copy_(written)
+
+
+def _positions(latents: Tensor, rows: int) -> Tensor:
+    order = torch.arange(latents.shape[0], dtype=torch.int32, device=latents.device)
+    return torch.full((rows,), -1, dtype=torch.int32, device=latents.device).scatter_(0, latents, order)
 
 
 def forms() -> list[Form]:
@@ -138,7 +156,12 @@ def forms() -> list[Form]:
         made.append(Form(element_kernel, elements, constants, 4, aligned=(*pointers, "count"), gather=True))
         for width in (768, 4096, WIDEST):
             block = triton.next_power_of_2(width)
-            constants = {"PROJECT": True, "NORMALIZE": True, "BLOCK_C": block}
             rows = signature | numbers | {"C": "i32"}
-            made.append(Form(row_kernel, rows, constants, row_warps(block), aligned=(*pointers, "C"), gather=True))
+            for listed in (False, True):
+                constants = {"PROJECT": True, "NORMALIZE": True, "BLOCK_C": block} | (
+                    {} if listed else {"positions": None}
+                )
+                form = rows | ({"positions": "*i32"} if listed else {})
+                aligned = (*pointers, *(["positions"] if listed else []), "C")
+                made.append(Form(row_kernel, form, constants, row_warps(block), aligned=aligned, gather=True))
     return made

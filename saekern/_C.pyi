@@ -19,6 +19,7 @@ def adam_step(
     grad: Floats,
     exp_avg: Floats,
     exp_avg_sq: Floats,
+    latents: Indices | None,
     step: int,
     lr: float,
     beta1: float,

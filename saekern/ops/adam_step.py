@@ -20,8 +20,12 @@ def adam_step(
     eps: float = 1e-8,
     project: bool = False,
     normalize: bool = False,
+    latents: Tensor | None = None,
 ) -> None:
     """One Adam step in place, with the row operations of unit-norm decoders fused in. All tensors [R, C] or [R].
+
+    With `latents` [M] (int64, ascending), grad is [M, C]: the rows of these latents, as `decode_row_gradients` returns
+    them; all other rows have gradient zero, and no dense gradient is ever made.
 
     Per row w of param with gradient g, t = step ≥ 1:
         project:    g ← g − ⟨g, w⟩ w / ‖w‖²        (the component along the row is removed; zero rows are left alone)
@@ -34,21 +38,30 @@ def adam_step(
     Source: Kingma & Ba 2015, algorithm 1; the projection and normalisation of Gao et al. 2024, section A.1.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or step < 1.
+        ValueError: shapes, dtypes or devices that do not fit, step < 1, or on CPU latents that do not ascend in [0, R).
     """
     checks.floating("param", param)
     if step < 1:
         raise ValueError(f"step: expected step >= 1, got {step}")
+    shape = tuple(param.shape)
+    if latents is not None:
+        checks.shape("param", param, ("R", "C"))
+        checks.shape("latents", latents, ("M",))
+        checks.integer("latents", latents)
+        checks.same_device("latents", latents, param, "param")
+        shape = (latents.shape[0], shape[1])
     for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        checks.shape(name, tensor, tuple(param.shape))
+        checks.shape(name, tensor, shape if name == "grad" else tuple(param.shape))
         checks.floating(name, tensor, param, "param")
         checks.same_device(name, tensor, param, "param")
     if (project or normalize) and param.dim() != 2:
         raise ValueError(f"param: expected shape [R, C] for project or normalize, got {list(param.shape)}")
-    torch.ops.saekern.adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+    torch.ops.saekern.adam_step(
+        param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents
+    )
 
 
-def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
     reference.adam_step(
         param,
         grad,
@@ -61,40 +74,47 @@ def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, pr
         eps=eps,
         project=project,
         normalize=normalize,
+        latents=latents,
     )
     # So that autograd refuses stale saved copies: the dispatcher does not count changes made inside an op.
     torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
-def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
     if param.dtype == torch.float64:
-        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents)
     tensors = (param, grad, exp_avg, exp_avg_sq)
-    if not (project or normalize) and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
+    if (
+        not (project or normalize)
+        and latents is None
+        and param.dim() == 2
+        and all(t.t().is_contiguous() for t in tensors)
+    ):
         tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy, the step is elementwise
     arrays = [library.array(t) for t in tensors]
-    _C.adam_step(*arrays, step, lr, beta1, beta2, eps, project, normalize, library.threads())
+    listed = library.array(latents)
+    _C.adam_step(*arrays, listed, step, lr, beta1, beta2, eps, project, normalize, library.threads())
     for tensor, array in zip(tensors, arrays, strict=True):
         if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:
             tensor.copy_(torch.from_numpy(array))  # other dtypes round here, once
     torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
-def _cuda(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+def _cuda(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
     if param.dtype == torch.float64:
-        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents)
     kernel = library.kernels("adam_step").adam_step
-    kernel(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize)
+    kernel(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents)
     torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
 
 
-def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize):
+def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
     return None
 
 
 library.define(
     "adam_step(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr,"
-    " float beta1, float beta2, float eps, bool project, bool normalize) -> ()",
+    " float beta1, float beta2, float eps, bool project, bool normalize, Tensor? latents=None) -> ()",
     cpu=_cpu,
     cuda=_cuda,
     reference=_reference,

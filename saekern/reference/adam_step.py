@@ -17,12 +17,16 @@ def adam_step(
     eps: float = 1e-8,
     project: bool = False,
     normalize: bool = False,
+    latents: Tensor | None = None,
 ) -> None:
     """g ← g − ⟨g, w⟩ w/‖w‖² per row (project);  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;
     w ← w − lr/(1−β₁ᵗ) · m / (√(v/(1−β₂ᵗ)) + eps);  w ← w/‖w‖ per row (normalize, zero rows kept).
 
-    In place; t = step ≥ 1; the order of operations is that of `torch.optim.Adam`.
+    In place; t = step ≥ 1; the order of operations is that of `torch.optim.Adam`. With `latents` [M], grad [M, C] holds
+    their rows and the others have gradient zero.
     """
+    if latents is not None:
+        grad = torch.zeros_like(param).index_copy_(0, latents, grad)
     if project:
         square = (param * param).sum(-1, keepdim=True)
         along = (grad * param).sum(-1, keepdim=True)

@@ -44,8 +44,33 @@ def test_strided_tensors_are_changed_in_place(device, project):
     assert all(torch.equal(a, b) for a, b in zip(plain, odd, strict=True))
 
 
+@pytest.mark.parametrize("row_operations", [False, True])
+@pytest.mark.parametrize("latents", [[], [0], [2, 3, 11], list(range(12))], ids=len)
+def test_listed_rows_are_the_dense_gradient(device, latents, row_operations):
+    """Planted: the mask of rows without gradient left out; it crashed."""
+    dense = [t.to(device) for t in state((12, 37))]
+    listed = [t.clone() for t in dense]
+    latents = torch.tensor(latents, dtype=torch.int64, device=device)
+    listed[1] = torch.randn(len(latents), 37).to(device)
+    dense[1] = torch.zeros_like(dense[0]).index_copy_(0, latents, listed[1])
+    step_in_place(dense, 2, row_operations, row_operations)
+    settings = SETTINGS | {"project": row_operations, "normalize": row_operations}
+    kernel.adam_step(*listed, 2, **settings, latents=latents)
+    for i in (0, 2, 3):
+        assert_same_but_rounding(dense[i], listed[i], row_operations)
+
+
+def assert_same_but_rounding(a, b, row_operations):
+    if row_operations:  # the same kernel
+        assert torch.equal(a, b)
+    else:  # row by row instead of element by element, where a GPU may contract products differently
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_a_row_too_wide_to_hold(device):
     tensors = [t.to(device) for t in state((1, kernel.WIDEST + 1))]
-    with pytest.raises(ValueError, match="param: expected at most 8192 columns with project or normalize, got 8193"):
+    with pytest.raises(
+        ValueError, match="param: expected at most 8192 columns with project, normalize or latents, got 8193"
+    ):
         step_in_place(tensors, 1, normalize=True)
     step_in_place(tensors, 1)

@@ -154,3 +154,66 @@ def test_errors_say_what_came():
         ops.adam_step(param, grad, exp_avg.double(), exp_avg_sq, 1, lr=0.1)
     with pytest.raises(ValueError, match=r"expected shape \[R, C\] for project or normalize, got \[6\]"):
         ops.adam_step(param[0], grad[0], exp_avg[0], exp_avg_sq[0], 1, lr=0.1, project=True)
+
+
+@pytest.mark.parametrize("row_operations", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 40, 301])
+def test_listed_rows_are_the_dense_gradient(count, dtype, row_operations):
+    """Planted: the first listed row of a block sought one too far; ones as the gradient of other rows; both caught."""
+    dense = state((301, 65), dtype)
+    listed = [t.clone() for t in dense]
+    latents = torch.randperm(301)[:count].sort().values
+    listed[1] = torch.randn(count, 65).to(dtype)
+    dense[1] = torch.zeros_like(dense[0]).index_copy_(0, latents, listed[1])
+    settings = SETTINGS | {"project": row_operations, "normalize": row_operations}
+    ops.adam_step(*dense, 2, **settings)
+    before = [t.clone() for t in listed]
+    count_threads = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        again = [t.clone() for t in before]
+        torch.set_num_threads(threads)
+        try:
+            ops.adam_step(*again, 2, latents=latents, **settings)
+        finally:
+            torch.set_num_threads(count_threads)
+        assert all(torch.equal(dense[i], again[i]) for i in (0, 2, 3))
+
+
+def test_row_gradients_of_the_decoder_go_straight_into_the_step():
+    values, indices, weight = torch.rand(20, 4), torch.randint(50, (20, 4)), torch.randn(50, 33)
+    upstream = torch.randn(20, 33)
+    latents, rows, _ = ops.decode_row_gradients(upstream, values, indices, weight)
+    leaf = weight.clone().requires_grad_()
+    ops.decode(values, indices, leaf).backward(upstream)
+    steps = []
+    for grad, listed in ((leaf.grad, None), (rows, latents)):
+        tensors = [weight.clone(), grad, torch.zeros(50, 33), torch.zeros(50, 33)]
+        ops.adam_step(*tensors, 1, lr=0.1, project=True, normalize=True, latents=listed)
+        steps.append(tensors[0])
+    assert torch.equal(*steps)
+
+
+def test_listed_rows_under_opcheck():
+    tensors = state((9, 5))
+    tensors[1] = torch.randn(2, 5)
+    arguments = (*tensors, 1, 0.1, 0.9, 0.999, 1e-8, True, True, torch.tensor([3, 7]))
+    torch.library.opcheck(torch.ops.saekern.adam_step, arguments)
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        ([3, 3], "latents: expected ascending numbers from 0 to 8, got 3 at position 1"),
+        ([5, 9], "latents: expected ascending numbers from 0 to 8, got 9 at position 1"),
+        ([-1, 2], "latents: expected ascending numbers from 0 to 8, got -1 at position 0"),
+        ([1], r"grad: expected shape \[1, 5\], got \[2, 5\]"),
+    ],
+)
+def test_listed_rows_that_do_not_fit(latents, message):
+    tensors = state((9, 5))
+    tensors[1] = torch.randn(2, 5)
+    before = [t.clone() for t in tensors]
+    with pytest.raises(ValueError, match=message):
+        ops.adam_step(*tensors, 1, lr=0.1, latents=torch.tensor(latents))
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
