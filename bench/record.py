@@ -73,10 +73,10 @@ def read(paths: Iterable[Path]) -> list[dict[str, str]]:
 
 
 def latest_runs(rows: Iterable[dict[str, str]]) -> list[list[dict[str, str]]]:
-    """The rows of the last run of each op, mode, shape, dtype, device and thread count, providers in file order."""
+    """The rows of the last run of each op, mode, shape, dtype, device with its instruction sets, and thread count."""
     runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("op", "mode", "shape", "dtype", "device", "threads"))
+        key = tuple(row[name] for name in ("op", "mode", "shape", "dtype", "device", "instruction_sets", "threads"))
         run = runs.setdefault(key, [])
         if run and run[0]["date"] < row["date"]:
             run.clear()

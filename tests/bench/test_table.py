@@ -37,6 +37,15 @@ def test_only_the_last_run_counts():
     assert table.render([*old, new[0]], [BENCH]) == "Not yet measured."
 
 
+def test_machines_of_one_name_with_other_instruction_sets_are_two():
+    """Virtual machines call every processor by the same name. Planted: the name alone as the key; caught."""
+    runs = [row(instruction_sets=sets, provider=name) for sets in ("avx2", "avx2 bf16") for name in ("saekern", "bag")]
+    runs[3] = runs[3] | {"date": "2026-02-02T03:04:05Z"}
+    runs[2] = runs[2] | {"date": "2026-02-02T03:04:05Z"}
+    assert "CPU 1 (avx2)," in table.render(runs, [BENCH])
+    assert "CPU 1 (avx2 bf16)," in table.render(runs, [BENCH])
+
+
 def test_small_shapes_and_disturbed_runs():
     assert table.render([row(shape="B=1 F=2"), row(shape="B=1 F=2", provider="bag")], [BENCH]) == "Not yet measured."
     text = table.render([row(others="1.5"), row(provider="bag", others="1.5", median_ms="11")], [BENCH])
