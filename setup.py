@@ -19,7 +19,12 @@ class FreshBuild(build):
 setup(
     packages=[*find_packages(include=["saekern", "saekern.*"]), "saekern.kernels", "saekern.bench"],
     package_dir={"saekern.kernels": "kernels", "saekern.bench": "bench"},
-    package_data={"saekern": ["py.typed", "_C.pyi"], "saekern.activations": ["tiny/*"], "saekern.report": ["*.css"]},
+    package_data={
+        "saekern": ["py.typed", "_C.pyi"],
+        "saekern.activations": ["tiny/*"],
+        "saekern.bench": ["README.md"],
+        "saekern.report": ["*.css"],
+    },
     ext_modules=[
         Pybind11Extension(
             "saekern._C",
