@@ -86,6 +86,14 @@ def dots(row, shift, weight, latents, wanted, D, TILE: tl.constexpr, BLOCK_D: tl
 
 
 @triton.jit
+def scores(row, shift, weight, bias, latents, wanted, D, TILE: tl.constexpr, BLOCK_D: tl.constexpr):
+    score = dots(row, shift, weight, latents, wanted, D, TILE, BLOCK_D)
+    if bias is not None:
+        score += tl.load(bias + latents, mask=wanted, other=0.0)
+    return score
+
+
+@triton.jit
 def shift_kernel(
     pre_bias, weight, bias, shift, D, F, TILE: tl.constexpr, BLOCK_D: tl.constexpr
 ):  # shift [F] float32 out: bias − ⟨pre_bias, weight[f]⟩
@@ -125,9 +133,7 @@ def rescore_kernel(
             slots = first + tl.arange(0, TILE)
             held = slots < count
             latents = tl.load(list + slots, mask=held, other=0)
-            score = dots(x + row * D, shift, weight, latents, held, D, TILE, BLOCK_D)
-            if bias is not None:
-                score += tl.load(bias + latents, mask=held, other=0.0)
+            score = scores(x + row * D, shift, weight, bias, latents, held, D, TILE, BLOCK_D)
             tl.store(list + CAPACITY + slots, order_key(score), mask=held)
         tl.store(state + row * 2, count)
 
@@ -163,9 +169,7 @@ def overflow_kernel(
             for begin in range(0, SUB, TILE):
                 slots = begin + tl.arange(0, TILE)
                 exists = first + slots < F
-                score = dots(x + row * D, shift, weight, first + slots, exists, D, TILE, BLOCK_D)
-                if bias is not None:
-                    score += tl.load(bias + first + slots, mask=exists, other=0.0)
+                score = scores(x + row * D, shift, weight, bias, first + slots, exists, D, TILE, BLOCK_D)
                 tl.store(scratch + slots, score, mask=exists)
             tl.debug_barrier()
             latents = first + tl.arange(0, SUB)

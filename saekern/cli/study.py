@@ -58,5 +58,5 @@ def show_plan(config: StudyConfig, out: str) -> None:
     seconds, size = sum(line.seconds for line in lines), sum(line.bytes for line in lines)
     print(
         f"in all about {seconds:,.0f} s and {size / 1e6:,.0f} MB on disk: estimates, from a matrix product timed here"
-        + ("" if config.device == "cpu" else f" on the CPU; {config.device} will be faster")
+        + ("" if config.device == "cpu" else f" on the CPU; none for {config.device}")
     )

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from saekern.matching import batches
 from saekern.matching import store as disk
 from saekern.matching.geometry import as_dictionary, live_rows
 from saekern.matching.pair import Method, check_method, match_both, same_space
-from saekern.matching.result import Matching, Pair
+from saekern.matching.result import Pair
 from saekern.matching.store import PairStore
 
 log = logging.getLogger(__name__)
@@ -83,11 +82,7 @@ class AllPairs:
             for _, j in partners:
                 a, b = same_space(first, self.rows(j))
                 live = (self._live[k].to(a.device) for k in (i, j))
-                yield Pair(i, j, *map(_on_host, match_both(a, b, self.method, *live)))
-
-
-def _on_host(matching: Matching) -> Matching:
-    return replace(matching, index=matching.index.cpu(), cosine=matching.cosine.cpu())
+                yield Pair(i, j, *match_both(a, b, self.method, *live)).cpu()
 
 
 def match_all(
@@ -127,7 +122,7 @@ def match_all(
         if store is None:
             memory = {}
             for pair in pairs:
-                memory[pair.i, pair.j] = (pair.cpu(), pairs.live(pair.i).cpu(), pairs.live(pair.j).cpu())
+                memory[pair.i, pair.j] = (pair, pairs.live(pair.i), pairs.live(pair.j))
                 bar.update()
             return PairStore(method, labels, pairs.sizes, pairs.keys, memory=memory)
 

@@ -33,12 +33,13 @@ def test_gradients_in_memory_used_before(width):
     exact = reference.decode_backward(grad.double(), values.double(), indices, weight.double())[1]
     size = reference.decode_backward(grad.double().abs(), values.double().abs(), indices, weight.double().abs())[1]
     assert_within_bound("gradient to weight", weight.grad, exact, size, int(indices.flatten().bincount().max()))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         first, weight.grad = weight.grad, None
         ops.decode(values, indices, weight).backward(grad)
     finally:
-        torch.set_num_threads(2)
+        torch.set_num_threads(threads)
     assert torch.equal(weight.grad, first)
 
 
