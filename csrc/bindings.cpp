@@ -10,6 +10,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include <chrono>
 #include <optional>
 #include <string>
 
@@ -25,6 +26,7 @@
 #include "segment_gradients.h"
 #include "topk_encode.h"
 #include "unexplained_variance.h"
+#include "vector_assignment.h"
 
 namespace py = pybind11;
 
@@ -210,6 +212,25 @@ void bind_scaled_difference(const Array<float>& a, const Array<float>& b, double
   scaled_difference(a.data(), b.data(), n, scale, threads, to);
 }
 
+// Answers Ctrl-C and calls progress(phase, done, total) about 20 times a second, from a thread without the GIL.
+class PythonMonitor final : public Monitor {
+ public:
+  explicit PythonMonitor(py::object progress) : progress_(std::move(progress)) {}
+
+  void report(const char* phase, int64_t done, int64_t total) override {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_) return;
+    next_ = now + std::chrono::milliseconds(50);
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!progress_.is_none()) progress_(phase, done, total);
+  }
+
+ private:
+  const py::object progress_;
+  std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+};
+
 // cost [rows, columns] with any strides, so that transposed views and slices are solved where they lie.
 template <typename T>
 void bind_linear_sum_assignment(const py::array_t<T>& cost, bool maximize, int threads, Array<int64_t> assignment) {
@@ -223,11 +244,65 @@ void bind_linear_sum_assignment(const py::array_t<T>& cost, bool maximize, int t
   if (cost.strides(0) % size != 0 || cost.strides(1) % size != 0) {
     throw py::value_error("linear_sum_assignment: strides must be multiples of the item size");
   }
-  const saekern::CostMatrix<T> view{
-      cost.data(), cost.shape(0), cost.shape(1), cost.strides(0) / size, cost.strides(1) / size, maximize};
-  int64_t* out = assignment.mutable_data();
-  py::gil_scoped_release release;
-  saekern::linear_sum_assignment(view, threads, out);
+  const CostMatrix<T> view{cost.data(), cost.shape(0), cost.shape(1), cost.strides(0) / size, cost.strides(1) / size,
+                           maximize};
+  int64_t* to = assignment.mutable_data();
+  PythonMonitor monitor{py::none()};
+  const py::gil_scoped_release nogil;
+  linear_sum_assignment(view, threads, monitor, to);
+}
+
+// The lines are the matrix's columns where `transposed`; `length` counts the other side.
+template <typename T>
+void bind_sparse_assignment(const Array<int64_t>& offsets, const Array<int32_t>& columns, const Array<T>& costs,
+                            int64_t length, bool transposed, bool maximize, Array<int64_t> assignment) {
+  const SparseCostMatrix<T> view{offsets.data(), columns.data(), costs.data(), offsets.size() - 1,
+                                 length,         transposed,     maximize};
+  if (view.lines > length || assignment.size() != (transposed ? length : view.lines)) {
+    throw py::value_error("sparse_assignment: expected no more lines than columns, and assignment [rows]");
+  }
+  int64_t* to = assignment.mutable_data();
+  PythonMonitor monitor{py::none()};
+  const py::gil_scoped_release nogil;
+  check_offsets(view.offsets, view.lines, costs.size());
+  linear_sum_assignment(view, monitor, to);
+}
+
+// -> lines recomputed, rounds. start_*: prices [columns]; or index [lines, listed] and rest [lines]; or None.
+template <typename T>
+py::tuple bind_vector_assignment(const Array<T>& a, const Array<T>& b, int metric, const Optional<double>& start_prices,
+                                 const Optional<int64_t>& start_index, const Optional<double>& start_rest,
+                                 Array<int64_t> assignment, Array<T> similarity, Array<double> u, Array<double> v,
+                                 Array<double> margin, int threads, const std::string& isa, py::object progress) {
+  const assignment::VectorPair<T> pair{a.data(),   b.data(),   a.shape(0),
+                                       b.shape(0), a.shape(1), static_cast<assignment::Metric>(metric)};
+  AssignmentStart start;
+  start.prices = in(start_prices);
+  start.index = in(start_index);
+  start.rest = in(start_rest);
+  if (start_index) start.listed = start_index->shape(1);
+  const AssignmentProof<T> proof{assignment.mutable_data(), similarity.mutable_data(), u.mutable_data(),
+                                 v.mutable_data(), margin.mutable_data()};
+  const Isa level = isa_of(isa);
+  PythonMonitor monitor(std::move(progress));
+  AssignmentEffort effort;
+  {
+    const py::gil_scoped_release nogil;
+    effort = vector_assignment(pair, start, threads, level, monitor, proof);
+  }
+  return py::make_tuple(effort.recomputed, effort.rounds);
+}
+
+template <typename T>
+void define_assignments(py::module_& m) {
+  const auto a = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("linear_sum_assignment", &bind_linear_sum_assignment<T>, a("cost"), a("maximize"), a("threads"),
+        a("assignment"));
+  m.def("sparse_assignment", &bind_sparse_assignment<T>, a("offsets"), a("columns"), a("costs"), a("length"),
+        a("transposed"), a("maximize"), a("assignment"));
+  m.def("vector_assignment", &bind_vector_assignment<T>, a("a"), a("b"), a("metric"), a("start_prices"),
+        a("start_index"), a("start_rest"), a("assignment"), a("similarity"), a("u"), a("v"), a("margin"), a("threads"),
+        py::arg("isa") = "", py::arg("progress") = py::none());
 }
 
 Array<float> bind_large_output(const std::vector<py::ssize_t>& shape) {
@@ -267,8 +342,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         a("lr"), a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
   m.def("unexplained_variance", &bind_unexplained_variance, a("target"), a("estimate"), a("threads"));
   m.def("scaled_difference", &bind_scaled_difference, a("a"), a("b"), a("scale"), a("threads"), a("out"));
-  m.def("linear_sum_assignment", &bind_linear_sum_assignment<float>, a("cost"), a("maximize"), a("threads"),
-        a("assignment"));
-  m.def("linear_sum_assignment", &bind_linear_sum_assignment<double>, a("cost"), a("maximize"), a("threads"),
-        a("assignment"));
+  define_assignments<float>(m);
+  define_assignments<double>(m);
 }

@@ -5,43 +5,49 @@
 #include <stdexcept>
 #include <string>
 
-#include "linear_sum_assignment/candidates.h"
+#include "linear_sum_assignment/auction.h"
+#include "linear_sum_assignment/dense_candidates.h"
+#include "linear_sum_assignment/greedy.h"
 #include "linear_sum_assignment/lines.h"
 #include "linear_sum_assignment/search.h"
+#include "linear_sum_assignment/sparse_candidates.h"
 
 namespace saekern {
 namespace {
 
 using namespace assignment;
 
-// Gives each line its cheapest column where that is still free; ties take the first free one.
 template <typename T>
-void match_cheapest(const DenseCandidates<T>& candidates, Matching& matching) {
-  for (size_t i = 0; i < matching.column_of.size(); ++i) {
-    const auto& list = candidates.list(i);
-    const Candidate<T>* entry = candidates.entries(list);
-    for (int64_t k = 0; k < list.count && entry[k].cost == entry[0].cost; ++k) {
-      if (matching.line_of[entry[k].column] >= 0) continue;
-      matching.column_of[i] = entry[k].column;
-      matching.line_of[entry[k].column] = static_cast<int32_t>(i);
-      matching.cost_of[i] = entry[k].cost;
-      break;
-    }
-  }
-}
-
-template <typename T>
-Matching solve(const Lines<T>& lines, int threads) {
-  DenseCandidates<T> candidates(lines, threads);
+Matching solve(const Lines<T>& lines, int threads, Monitor& monitor) {
+  DenseCandidates<T> candidates(lines, threads, monitor);
   Matching matching(lines.count(), lines.length());
   match_cheapest(candidates, matching);
-  ListSearch<DenseCandidates<T>> by_list(candidates, matching);
+  if (lines.count() == lines.length()) {
+    auction(candidates, matching, monitor);
+    match_cheapest(candidates, matching);
+  }
+  ListSearch<T> by_list(candidates, matching);
   std::unique_ptr<LineSearch<T>> by_line;
   for (int64_t i = 0; i < lines.count(); ++i) {
     if (matching.column_of[i] >= 0) continue;
-    if (!by_line && by_list.augment(static_cast<int32_t>(i))) continue;
+    monitor.report("search", i, lines.count());
+    if (!by_line && by_list.augment(static_cast<int32_t>(i)) == Outcome::matched) continue;
     if (!by_line) by_line = std::make_unique<LineSearch<T>>(lines, matching);
     by_line->augment(static_cast<int32_t>(i));
+  }
+  return matching;
+}
+
+template <typename T>
+Matching solve(const SparseLines<T>& lines, Monitor& monitor) {
+  SparseCandidates<T> candidates(lines);
+  Matching matching(lines.count, lines.length);
+  match_cheapest(candidates, matching);
+  ListSearch<T> search(candidates, matching);
+  for (int64_t i = 0; i < lines.count; ++i) {
+    if (matching.column_of[i] >= 0) continue;
+    monitor.report("search", i, lines.count);
+    search.augment(static_cast<int32_t>(i));
   }
   return matching;
 }
@@ -63,29 +69,45 @@ std::string explain(const Infeasible& stuck, bool transposed) {
          std::to_string(others) + " " + other + (others == 1 ? "" : "s") + " only: " + listed(stuck.columns);
 }
 
-}  // namespace
-
-template <typename T>
-void linear_sum_assignment(const CostMatrix<T>& cost, int threads, int64_t* assignment) {
-  const Lines<T> lines(cost);
-  std::fill(assignment, assignment + cost.rows, -1);
-  if (lines.count() == 0) return;
+// Solves, and writes or explains it in terms of rows and columns.
+template <class Solve>
+void answer(int64_t lines, bool transposed, bool maximize, const Solve& solve, int64_t* assignment) {
   try {
-    const Matching matching = solve(lines, threads);
-    for (int64_t i = 0; i < lines.count(); ++i) {
+    const Matching matching = solve();
+    for (int64_t i = 0; i < lines; ++i) {
       const int64_t j = matching.column_of[i];
-      assignment[lines.transposed() ? j : i] = lines.transposed() ? i : j;
+      assignment[transposed ? j : i] = transposed ? i : j;
     }
   } catch (const InvalidEntry& at) {
-    const int64_t row = lines.transposed() ? at.column : at.line, column = lines.transposed() ? at.line : at.column;
-    throw std::invalid_argument("matrix contains invalid numeric entries: " + std::string(cost.maximize ? "+" : "-") +
+    const int64_t row = transposed ? at.column : at.line, column = transposed ? at.line : at.column;
+    throw std::invalid_argument("matrix contains invalid numeric entries: " + std::string(maximize ? "+" : "-") +
                                 "inf or NaN at [" + std::to_string(row) + ", " + std::to_string(column) + "]");
   } catch (const Infeasible& stuck) {
-    throw std::invalid_argument("cost matrix is infeasible: " + explain(stuck, lines.transposed()));
+    throw std::invalid_argument("cost matrix is infeasible: " + explain(stuck, transposed));
   }
 }
 
-template void linear_sum_assignment(const CostMatrix<float>&, int, int64_t*);
-template void linear_sum_assignment(const CostMatrix<double>&, int, int64_t*);
+}  // namespace
+
+template <typename T>
+void linear_sum_assignment(const CostMatrix<T>& cost, int threads, Monitor& monitor, int64_t* assignment) {
+  const Lines<T> lines(cost);
+  std::fill(assignment, assignment + cost.rows, -1);
+  if (lines.count() == 0) return;
+  answer(lines.count(), lines.transposed(), cost.maximize, [&] { return solve(lines, threads, monitor); }, assignment);
+}
+
+template <typename T>
+void linear_sum_assignment(const SparseCostMatrix<T>& cost, Monitor& monitor, int64_t* assignment) {
+  const SparseLines<T> lines{cost.offsets, cost.columns, cost.costs,
+                             cost.lines,   cost.length,  cost.maximize ? T(-1) : T(1)};
+  std::fill(assignment, assignment + (cost.transposed ? cost.length : cost.lines), -1);
+  answer(cost.lines, cost.transposed, cost.maximize, [&] { return solve(lines, monitor); }, assignment);
+}
+
+template void linear_sum_assignment(const CostMatrix<float>&, int, Monitor&, int64_t*);
+template void linear_sum_assignment(const CostMatrix<double>&, int, Monitor&, int64_t*);
+template void linear_sum_assignment(const SparseCostMatrix<float>&, Monitor&, int64_t*);
+template void linear_sum_assignment(const SparseCostMatrix<double>&, Monitor&, int64_t*);
 
 }  // namespace saekern

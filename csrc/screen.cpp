@@ -12,6 +12,8 @@ constexpr int64_t kRowBlock = 96;  // rows scored against 1024 latents at a time
 constexpr int64_t kStride = Screen::kLatentBlock + 16;  // rows 4 KiB apart would share one L1 set
 constexpr int64_t kPackedBytes = 8 << 20;  // packed panels at a time: they stay in L3, the weights are read once
 
+constexpr int64_t kFewRows = 48;  // 25 MB of scores at 131,072 latents
+
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
@@ -23,8 +25,7 @@ Screen::Screen(const ScoreInput& input, int threads, Isa isa)
       kernel_(isa, input.width),
       padded_(round_up(input.latents, kPanel)),
       group_(std::min(kRowGroup, input.rows)),
-      norm_(padded_, 0.0f),
-      residual_(padded_, 0.0f),
+      packed_(input.packed ? *input.packed : own_),
       bias_(input.bias ? padded_ : 0, 0.0f),
       slack_(group_),
       centred_(input.pre_bias ? group_ * input.width : 0),
@@ -36,7 +37,15 @@ Screen::Screen(const ScoreInput& input, int threads, Isa isa)
   const int64_t fit = kPackedBytes / static_cast<int64_t>(kernel_.panel_words() * sizeof(uint32_t));
   const int64_t chunks = divide_up(all, std::max(kBlockPanels, fit / kBlockPanels * kBlockPanels));
   panels_ = std::min(all, round_up(divide_up(all, chunks), kBlockPanels));
-  packed_panels_.resize(panels_ * kernel_.panel_words());
+  packed_.norm.resize(padded_);
+  packed_.residual.resize(padded_);
+  if (!in_.packed) {
+    packed_.words.resize(panels_ * kernel_.panel_words());
+  } else if (packed_.words.empty()) {
+    packed_.words.resize(all * kernel_.panel_words());
+    parallel_for(all, threads_,
+                 [&](int64_t panel, int) { pack_panel(panel, packed_.words.data() + panel * kernel_.panel_words()); });
+  }
   if (in_.bias) std::copy(in_.bias, in_.bias + in_.latents, bias_.begin());
   for (float b : bias_) {
     if (std::isfinite(b)) largest_bias_ = std::max(largest_bias_, std::abs(b));
@@ -60,12 +69,22 @@ void Screen::run(const std::function<void(const ScoreBlock&)>& block,
     for_row_blocks([&](int64_t row, int64_t count, int) {
       for (int64_t r = row; r < row + count; ++r) pack_row(r);
     });
-    for (int64_t panel = 0; panel < padded_ / kPanel; panel += panels_) {
-      const int64_t count = std::min(panels_, padded_ / kPanel - panel);
-      parallel_for(count, threads_, [&](int64_t slot, int) { pack_panel(panel + slot, slot); });
-      for_row_blocks([&](int64_t row, int64_t row_count, int worker) {
-        multiply(row, row_count, panel * kPanel, count * kPanel, worker, block);
-      });
+    if (few_rows(rows)) {
+      run_few(rows, block);
+    } else {
+      for (int64_t panel = 0; panel < padded_ / kPanel; panel += panels_) {
+        const int64_t count = std::min(panels_, padded_ / kPanel - panel);
+        uint32_t* words = packed_.words.data();
+        if (in_.packed) {
+          words += panel * kernel_.panel_words();
+        } else {
+          parallel_for(count, threads_,
+                       [&](int64_t i, int) { pack_panel(panel + i, words + i * kernel_.panel_words()); });
+        }
+        for_row_blocks([&](int64_t row, int64_t row_count, int worker) {
+          multiply(row, row_count, panel * kPanel, count * kPanel, words, worker, block);
+        });
+      }
     }
     for_row_blocks([&](int64_t row, int64_t count, int) { finish(row, count); });
   }
@@ -97,26 +116,49 @@ void Screen::pack_row(int64_t row) {
   const float scale = in_.x_scale ? in_.x_scale[row] : 1.0f;
   const PackedNorms n = kernel_.pack_row(centred_row(row), scale, packed_rows_.data() + r * kernel_.steps());
   Slack& slack = slack_[r];
-  slack.norm = norm_.data();
-  slack.residual = residual_.data();
+  slack.norm = packed_.norm.data();
+  slack.residual = packed_.residual.data();
   slack.row_norm = n.residual + kernel_.rounding() * n.norm;
   slack.row_rounded = n.rounded;
   // Adding the bias rounds, here and in the exact score; the products may lose what is below 2^-126.
-  slack.constant = largest_bias_ * 0x1p-21f + static_cast<float>(in_.width) * 0x1p-124f;
+  slack.constant = in_.tolerance + largest_bias_ * 0x1p-21f + static_cast<float>(in_.width) * 0x1p-124f;
 }
 
-void Screen::pack_panel(int64_t panel, int64_t slot) {
+void Screen::pack_panel(int64_t panel, uint32_t* words) {
   const int64_t f = panel * kPanel, count = std::min(kPanel, in_.latents - f);
   PackedNorms norms[kPanel];
-  kernel_.pack_panel(in_.weight + f * in_.width, count, in_.weight_scale ? in_.weight_scale + f : nullptr,
-                     packed_panels_.data() + slot * kernel_.panel_words(), norms);
+  kernel_.pack_panel(in_.weight + f * in_.width, count, in_.weight_scale ? in_.weight_scale + f : nullptr, words,
+                     norms);
   for (int64_t j = 0; j < count; ++j) {
-    norm_[f + j] = norms[j].norm;
-    residual_[f + j] = norms[j].residual + kernel_.rounding() * norms[j].norm;
+    packed_.norm[f + j] = norms[j].norm;
+    packed_.residual[f + j] = norms[j].residual + kernel_.rounding() * norms[j].norm;
   }
 }
 
-void Screen::multiply(int64_t row, int64_t rows, int64_t latent, int64_t latents, int worker,
+// With a few rows only, it is the latents that have to be divided among the threads.
+bool Screen::few_rows(int64_t rows) const { return in_.packed && rows <= kFewRows; }
+
+void Screen::run_few(int64_t rows, const std::function<void(const ScoreBlock&)>& block) {
+  constexpr int64_t kBlockPanels = kLatentBlock / kPanel;
+  const int64_t blocks = divide_up(padded_ / kPanel, kBlockPanels), stride = padded_;
+  few_scores_.resize(round_up(rows, kTile) * stride);
+  parallel_for(blocks, threads_, [&](int64_t task, int) {
+    for (int64_t p = task * kBlockPanels; p < std::min(padded_ / kPanel, (task + 1) * kBlockPanels); ++p) {
+      for (int64_t r = 0; r < rows; r += kTile) {
+        kernel_.multiply(packed_rows_.data() + r * kernel_.steps(), packed_.words.data() + p * kernel_.panel_words(),
+                         few_scores_.data() + r * stride + p * kPanel, stride);
+      }
+    }
+  });
+  parallel_for(rows, threads_, [&](int64_t r, int worker) {
+    for (int64_t f = 0; f < padded_; f += kLatentBlock) {
+      block({few_scores_.data() + r * stride + f, stride, group_first_ + r, 1, f, std::min(kLatentBlock, padded_ - f),
+             slack_.data() + r, worker});
+    }
+  });
+}
+
+void Screen::multiply(int64_t row, int64_t rows, int64_t latent, int64_t latents, const uint32_t* words, int worker,
                       const std::function<void(const ScoreBlock&)>& block) {
   std::vector<float>& scores = scores_[worker];
   if (scores.empty()) scores.resize((kRowBlock + kTile) * kStride);
@@ -124,7 +166,7 @@ void Screen::multiply(int64_t row, int64_t rows, int64_t latent, int64_t latents
   for (int64_t begin = 0; begin < latents; begin += kLatentBlock) {
     const int64_t length = std::min(kLatentBlock, latents - begin);
     for (int64_t p = 0; p < length; p += kPanel) {
-      const uint32_t* panel = packed_panels_.data() + (begin + p) / kPanel * kernel_.panel_words();
+      const uint32_t* panel = words + (begin + p) / kPanel * kernel_.panel_words();
       for (int64_t r = 0; r < rows; r += kTile) {
         kernel_.multiply(packed_rows_.data() + (r0 + r) * kernel_.steps(), panel, scores.data() + r * kStride + p,
                          kStride);

@@ -11,6 +11,13 @@
 
 namespace saekern {
 
+// The dictionary's side of the products, kept from one Screen to the next: half the dictionary's memory in bfloat16,
+// all of it in float32.
+struct PackedPanels {
+  std::vector<uint32_t> words;
+  std::vector<float> norm, residual;  // [padded latents]
+};
+
 // score(r, f) = ⟨x_r − pre_bias, w_f⟩ · x_scale[r] · weight_scale[f] + bias[f]. All row-major: x [rows, width], weight
 // [latents, width]; bias [latents], pre_bias [width], x_scale [rows], weight_scale [latents] may be null.
 struct ScoreInput {
@@ -21,6 +28,8 @@ struct ScoreInput {
   const float* x_scale = nullptr;
   const float* weight_scale = nullptr;
   int64_t rows = 0, latents = 0, width = 0;
+  PackedPanels* packed = nullptr;  // filled by the first Screen that it is given to, for this weight and weight_scale
+  float tolerance = 0;             // the bounds leave this much room for scores that the caller computes in his own way
 };
 
 struct ScoreBlock {
@@ -55,8 +64,10 @@ class Screen {
  private:
   const float* centred_row(int64_t row) const;
   void pack_row(int64_t row);
-  void pack_panel(int64_t panel, int64_t slot);
-  void multiply(int64_t row, int64_t rows, int64_t latent, int64_t latents, int worker,
+  bool few_rows(int64_t rows) const;
+  void run_few(int64_t rows, const std::function<void(const ScoreBlock&)>& block);
+  void pack_panel(int64_t panel, uint32_t* words);
+  void multiply(int64_t row, int64_t rows, int64_t latent, int64_t latents, const uint32_t* words, int worker,
                 const std::function<void(const ScoreBlock&)>& block);
 
   const ScoreInput in_;
@@ -66,10 +77,13 @@ class Screen {
   int64_t panels_;  // packed at a time
   float largest_bias_ = 0;
   int64_t group_first_ = 0;
-  std::vector<float> norm_, residual_, bias_;  // [padded latents]
-  std::vector<Slack> slack_;                   // [group]
-  std::vector<float> centred_;                 // [group, width] if there is a pre_bias
-  std::vector<uint32_t> packed_rows_, packed_panels_;
+  PackedPanels own_;
+  PackedPanels& packed_;
+  std::vector<float> bias_;     // [padded latents]
+  std::vector<Slack> slack_;    // [group]
+  std::vector<float> centred_;  // [group, width] if there is a pre_bias
+  std::vector<uint32_t> packed_rows_;
+  std::vector<float> few_scores_;           // [rows, padded latents]
   std::vector<std::vector<float>> scores_;  // a block for each worker
 };
 

@@ -162,6 +162,14 @@ SAEKERN_CLONES float largest(const float* values, int64_t n) {
 
 }  // namespace
 
+std::vector<uint16_t> lane_mask(const bool* allowed, int64_t latents, int64_t padded) {
+  std::vector<uint16_t> mask(padded / kLanes, 0);
+  for (int64_t f = 0; f < latents; ++f) {
+    if (!allowed || allowed[f]) mask[f / kLanes] = static_cast<uint16_t>(mask[f / kLanes] | 1u << (f % kLanes));
+  }
+  return mask;
+}
+
 float kth_largest_bound(const float* values, int64_t n, int64_t k) {
   if (n < k) return -kInfinity;
   int32_t high = ordered(largest(values, n));  // fewer than k exceed it
@@ -189,7 +197,8 @@ void CandidateList::add(const float* scores, const float* bias, const uint16_t* 
     // Twice as many groups as k keep it close.
     float maxima[kBlock];
     const int64_t stride = std::max<int64_t>(1, std::min<int64_t>(8, length / (2 * k)));
-    threshold_ = kth_largest_bound(maxima, group_maxima(block, stride, maxima, isa), k);
+    const int64_t groups = group_maxima(block, stride, maxima, isa);
+    threshold_ = std::max(kth_largest_bound(maxima, groups, k), largest(maxima, groups) - window_);
   }
   Candidate found[kBlock];
   const int64_t count = append(block, threshold_, found, isa);
@@ -204,7 +213,8 @@ void CandidateList::add(const float* scores, const float* bias, const uint16_t* 
 void CandidateList::compact(int64_t k) {
   std::vector<float> lower(items_.size());
   for (size_t i = 0; i < items_.size(); ++i) lower[i] = items_[i].lower;
-  threshold_ = std::max(threshold_, kth_largest_bound(lower.data(), static_cast<int64_t>(lower.size()), k));
+  const auto size = static_cast<int64_t>(lower.size());
+  threshold_ = std::max({threshold_, kth_largest_bound(lower.data(), size, k), largest(lower.data(), size) - window_});
   const auto out = [this](const Candidate& item) { return item.upper < threshold_; };
   items_.erase(std::remove_if(items_.begin(), items_.end(), out), items_.end());
 }

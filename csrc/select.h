@@ -26,6 +26,9 @@ struct Candidate {
 // a latent whose upper bound is below it is out. It only rises, so what is dropped stays out. NaN is never dropped.
 class CandidateList {
  public:
+  // window: what surely lies that far below the best is out too, though fewer than k may be left.
+  explicit CandidateList(float window = std::numeric_limits<float>::infinity()) : window_(window) {}
+
   // Looks at scores[0, length) of latents first + [0, length), length a multiple of 16 and at most kBlock. Bit j of
   // allowed[i] says whether latent 16 i + j counts (null: all do). bias [length] or null.
   void add(const float* scores, const float* bias, const uint16_t* allowed, int64_t first, int64_t length, int64_t k,
@@ -40,13 +43,20 @@ class CandidateList {
   const std::vector<Candidate>& items() const { return items_; }
   int64_t size() const { return static_cast<int64_t>(items_.size()); }
 
+  // No score that was dropped exceeds it; −infinity while nothing was.
+  float threshold() const { return threshold_; }
+
   static constexpr int64_t kBlock = 1024;
 
  private:
   std::vector<Candidate> items_;
   float threshold_ = -std::numeric_limits<float>::infinity();
+  float window_;
   int64_t limit_ = 0;
 };
+
+// Bit j of mask[i]: latent 16 i + j exists and counts (allowed [latents], or null: all that exist do).
+std::vector<uint16_t> lane_mask(const bool* allowed, int64_t latents, int64_t padded);
 
 // A value that at least k of the n given reach, and little below the k-th largest; −infinity if there are fewer than k.
 // NaN counts as −infinity. Cheaper than finding the k-th largest itself: at most 15 vector loops that count.

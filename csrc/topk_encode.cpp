@@ -6,15 +6,6 @@
 namespace saekern {
 namespace {
 
-// Bit j of mask[i]: latent 16 i + j exists and counts.
-std::vector<uint16_t> lane_mask(const bool* allowed, int64_t latents, int64_t padded) {
-  std::vector<uint16_t> mask(padded / kLanes, 0);
-  for (int64_t f = 0; f < latents; ++f) {
-    if (!allowed || allowed[f]) mask[f / kLanes] = static_cast<uint16_t>(mask[f / kLanes] | 1u << (f % kLanes));
-  }
-  return mask;
-}
-
 class Selection {
  public:
   Selection(const TopK& out, const Screen& screen, int64_t latents, bool relu)

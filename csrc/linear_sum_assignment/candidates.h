@@ -1,58 +1,58 @@
 // Per line, its cheapest columns and a bound on all the others.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
-
-#include "linear_sum_assignment/lines.h"
-#include "linear_sum_assignment/select.h"
 
 namespace saekern::assignment {
 
 template <typename T>
-struct Candidate {
+struct Entry {
   T cost;
   T bound;  // <= the reduced cost when the list was made, so <= every later one: prices only fall
   int32_t column;
 };
 
-// What the path search asks of a source of costs: lists, and longer lists on demand. This one reads a dense matrix; a
-// sparse or a computed matrix can stand in its place.
 template <typename T>
-class DenseCandidates {
- public:
-  using Cost = T;
-  struct List {
-    int64_t first;  // into entries
-    int64_t count;
-    double rest;  // <= the reduced cost of every column that is not listed; +inf when none is left
-  };
-
-  // Lists every line's cheapest columns at prices 0. Throws InvalidEntry on NaN or -inf.
-  DenseCandidates(const Lines<T>& lines, int threads);
-
-  // Lists twice as many columns of a line at the present prices [length].
-  void extend(int64_t line, const std::vector<double>& prices);
-
-  // True once the lists hold 16 times what they began with: memory stays O(lines), whatever the matrix.
-  bool full() const { return entries_.size() > room_; }
-
-  const List& list(int64_t line) const { return lists_[line]; }
-  const Candidate<T>* entries(const List& list) const { return entries_.data() + list.first; }
-
- private:
-  const Lines<T>& lines_;
-  std::vector<List> lists_;  // [lines]
-  std::vector<Candidate<T>> entries_;
-  size_t room_ = 0;
-  std::vector<T> line_;          // [length] scratch
-  std::vector<double> reduced_;  // [length] scratch
-  Selector<double> selector_;
-  std::vector<Choice<double>> chosen_;
+struct List {
+  std::vector<Entry<T>> entries;  // by ascending bound
+  double rest;                    // <= the reduced cost of every column not listed; +inf when none is left
 };
 
+// What the path search asks of a source of costs: lists, and longer lists on demand.
+template <typename T>
+class Candidates {
+ public:
+  explicit Candidates(int64_t lines) : lists_(lines) {}
+  virtual ~Candidates() = default;
+
+  const List<T>& list(int64_t line) const { return lists_[line]; }
+
+  // Lists more columns of `lines`, chosen at `prices` [columns]: all of them together, since one reading of a computed
+  // matrix serves many. Lists that leave nothing out stay as they are.
+  virtual void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) = 0;
+
+  // What the search has spent so far, in lines scanned, entries seen and lists extended: false ends it.
+  virtual bool worthwhile(int64_t scans, int64_t entries, int64_t extensions) const {
+    static_cast<void>(scans), static_cast<void>(entries), static_cast<void>(extensions);
+    return true;
+  }
+
+ protected:
+  std::vector<List<T>> lists_;
+};
+
+// NaN or -inf in the costs.
 struct InvalidEntry {
   int64_t line, column;
 };
+
+inline float round_down(double x, float) {
+  const auto y = static_cast<float>(x);
+  return static_cast<double>(y) > x ? std::nextafter(y, -std::numeric_limits<float>::infinity()) : y;
+}
+inline double round_down(double x, double) { return x; }
 
 }  // namespace saekern::assignment

@@ -4,20 +4,27 @@
 #include <cstdint>
 #include <vector>
 
+#include "linear_sum_assignment/candidates.h"
 #include "linear_sum_assignment/lines.h"
 #include "linear_sum_assignment/matching.h"
 
 namespace saekern::assignment {
 
+enum class Outcome {
+  matched,
+  waiting,  // for a longer list of the line waits_for()
+  gave_up,  // Candidates says that lists do not pay
+};
+
 // Dijkstra with a heap over what Candidates lists. Where a list ends, the bound on the rest of the line enters the heap
 // as an event of its own: only when the search gets there is the list extended.
-template <class Candidates>
+template <typename T>
 class ListSearch {
  public:
-  ListSearch(Candidates& candidates, Matching& matching);
-  // Matches `root`; throws Infeasible. False, with the matching as it was, when whole lines would have been cheaper so
-  // far or the lists are full: LineSearch should go on from there.
-  bool augment(int32_t root);
+  ListSearch(Candidates<T>& candidates, Matching& matching);
+  // Matches `root`; throws Infeasible. Otherwise leaves the matching as it was.
+  Outcome augment(int32_t root, bool wait = false);
+  int32_t waits_for() const { return waits_for_; }
 
  private:
   struct Event {
@@ -25,12 +32,11 @@ class ListSearch {
     int32_t what;  // a column, or ~line for the unlisted columns of a line
   };
 
-  bool pays() const;
   void scan(int32_t line);
   void push(double distance, int32_t what);
   Event pop();
 
-  Candidates& candidates_;
+  Candidates<T>& candidates_;
   Matching& matching_;
   std::vector<double> distance_;   // [columns] +inf: untouched, -inf: final
   std::vector<int32_t> from_;      // [columns] the line before it on the path
@@ -40,7 +46,7 @@ class ListSearch {
   std::vector<int32_t> touched_;
   std::vector<Reached> reached_;  // in ascending distance
   double best_ = 0;
-  int32_t sink_ = -1;
+  int32_t sink_ = -1, waits_for_ = -1;
   int64_t scans_ = 0, entries_seen_ = 0, extensions_ = 0;
 };
 
@@ -49,7 +55,7 @@ template <typename T>
 class LineSearch {
  public:
   LineSearch(const Lines<T>& lines, Matching& matching);
-  void augment(int32_t root);  // as above
+  void augment(int32_t root);  // matches `root`; throws Infeasible
 
  private:
   int32_t nearest(const double* lane_nearest, double distance) const;

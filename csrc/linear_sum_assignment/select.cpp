@@ -155,8 +155,9 @@ bool Selector<T>::smallest(const T* x, int64_t n, int64_t count, int64_t start, 
     const auto before = [&](const Choice<T>& a, const Choice<T>& b) {
       return a.value != b.value ? a.value < b.value : turn(a.index) < turn(b.index);
     };
-    const int64_t kept = std::min(size, count + 1);
-    std::partial_sort(out.begin(), out.begin() + kept, out.end(), before);
+    const auto kept = out.begin() + std::min(size, count + 1);
+    if (kept != out.end()) std::nth_element(out.begin(), kept, out.end(), before);
+    std::sort(out.begin(), kept, before);
   }
   if (size > count) {
     rest = out[count].value;

@@ -1,0 +1,103 @@
+#include "vector_assignment.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "linear_sum_assignment/auction.h"
+#include "linear_sum_assignment/greedy.h"
+#include "linear_sum_assignment/matching.h"
+#include "linear_sum_assignment/search.h"
+#include "linear_sum_assignment/vector_candidates.h"
+
+namespace saekern {
+namespace {
+
+using namespace assignment;
+
+// Candidates a line. Of 8192 SAE latents one in 1000 needs more later; with 24, one in 30.
+constexpr int64_t kListed = 48;
+
+// As long as so many lines are free, they wait for longer lists together.
+constexpr size_t kTogether = 64;
+
+// Matches every free line. A search that needs a longer list waits until all others have been tried: one pass over b
+// serves many lists. With few lines left it costs more to begin their searches anew than to read b for each.
+template <typename T>
+void match_free(VectorCandidates<T>& candidates, Matching& matching, Monitor& monitor) {
+  ListSearch<T> search(candidates, matching);
+  const auto lines = static_cast<int64_t>(matching.column_of.size());
+  std::vector<int32_t> free, waiting, wishes;
+  for (int64_t i = 0; i < lines; ++i) {
+    if (matching.column_of[i] < 0) free.push_back(static_cast<int32_t>(i));
+  }
+  // Each round matches a line or makes lists longer, which happens to a line log2(columns) times at most.
+  for (; !free.empty(); free.swap(waiting)) {
+    waiting.clear();
+    wishes.clear();
+    const bool wait = free.size() > kTogether;
+    for (size_t i = 0; i < free.size(); ++i) {
+      monitor.report("search", lines - static_cast<int64_t>(free.size() - i + waiting.size()), lines);
+      if (search.augment(free[i], wait) == Outcome::matched) continue;
+      waiting.push_back(free[i]);
+      wishes.push_back(search.waits_for());
+    }
+    std::sort(wishes.begin(), wishes.end());
+    wishes.erase(std::unique(wishes.begin(), wishes.end()), wishes.end());
+    if (!wishes.empty()) candidates.extend(wishes, matching.price);
+  }
+}
+
+// The bounds that the duals give. The dual of a line is what its own column costs it; no other column is cheaper.
+template <typename T>
+void write_proof(const Matching& matching, const VectorCandidates<T>& candidates, const AssignmentProof<T>& proof) {
+  for (size_t i = 0; i < matching.column_of.size(); ++i) {
+    const int32_t own = matching.column_of[i];
+    const double reduced = matching.cost_of[i] - matching.price[own];
+    const List<T>& list = candidates.list(static_cast<int64_t>(i));
+    double least = reduced, next = list.rest;
+    for (const Entry<T>& entry : list.entries) {
+      const double other = entry.cost - matching.price[entry.column];
+      if (entry.column != own) next = std::min(next, other);
+    }
+    least = std::min(least, next);
+    proof.assignment[i] = own;
+    proof.similarity[i] = static_cast<T>(-matching.cost_of[i]);
+    proof.u[i] = -least;  // so that rounding on the way cannot make the bound wrong
+    proof.margin[i] = std::max(0.0, next - reduced);
+  }
+  for (size_t j = 0; j < matching.price.size(); ++j) proof.v[j] = -matching.price[j];
+}
+
+}  // namespace
+
+template <typename T>
+AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentStart& start, int threads, Isa isa,
+                                   Monitor& monitor, const AssignmentProof<T>& proof) {
+  const Similarity<T> similarity(pair, threads);
+  VectorCandidates<T> candidates(similarity, threads, isa, monitor);
+  Matching matching(pair.lines, pair.columns);
+  if (start.prices) std::copy(start.prices, start.prices + pair.columns, matching.price.begin());
+  if (start.index) {
+    candidates.list_given(start.index, start.rest, start.listed);
+  } else {
+    candidates.list_all(kListed, matching.price);
+  }
+  match_cheapest(candidates, matching);
+
+  if (pair.lines == pair.columns) {
+    auction(candidates, matching, monitor);
+    match_cheapest(candidates, matching);
+  }
+  match_free(candidates, matching, monitor);
+  write_proof(matching, candidates, proof);
+  return {candidates.recomputed(), candidates.passes()};
+}
+
+template AssignmentEffort vector_assignment(const VectorPair<float>&, const AssignmentStart&, int, Isa, Monitor&,
+                                            const AssignmentProof<float>&);
+template AssignmentEffort vector_assignment(const VectorPair<double>&, const AssignmentStart&, int, Isa, Monitor&,
+                                            const AssignmentProof<double>&);
+
+}  // namespace saekern
