@@ -191,7 +191,7 @@ KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
     "screen_kernel": screen,
     "pick_kernel": pick,
     "top_kernel": top,
-    "table_kernel": streamed(("table",), work=2),
+    "table_kernel": streamed(("out",), work=2),
 }
 
 
