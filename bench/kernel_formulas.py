@@ -131,8 +131,11 @@ def rescore(step: Step, roofs: Roofs) -> Cost:
 
 
 def dense_scores(step: Step, roofs: Roofs) -> Cost:
+    """The weight passes once a tile of rows where it does not stay in the cache."""
     n, width, latents = step["n"], step["D"], step["F"]
-    return Cost(size(step["x"], step["weight"]), 4.0 * n * latents, vector=2.0 * n * width * latents)
+    weight = size(step["weight"])
+    passes = 1 if weight <= roofs.l2_usable else step.grid[1]
+    return Cost(size(step["x"]) + passes * weight, 4.0 * n * latents, vector=2.0 * n * width * latents)
 
 
 def screen(step: Step, roofs: Roofs) -> Cost:
@@ -191,7 +194,7 @@ KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
     "screen_kernel": screen,
     "pick_kernel": pick,
     "top_kernel": top,
-    "table_kernel": streamed(("table",), work=2),
+    "table_kernel": streamed(("out",), work=2),
 }
 
 

@@ -136,6 +136,11 @@ def warps(slots: int) -> int:
     return slots // 128
 
 
+def registers(groups: int) -> int:
+    """Of `group_select_kernel`, told to the assembler, which by itself aims at 48 where 2048 groups take more."""
+    return 64 if groups <= 2048 else 128
+
+
 def select(
     x: Tensor, weight: Tensor, shift: Tensor | None, k: int, list: Tensor, state: Tensor, buffers: tuple[Tensor, ...]
 ) -> None:
@@ -151,7 +156,7 @@ def select(
     )  # fmt: skip
     group_select_kernel[(count,)](
         scores, maxima, list, state, chosen, latents, stride(latents), k, GROUP, groups(latents), PLANES, SUB, slots,
-        num_warps=warps(slots),
+        num_warps=warps(slots), maxnreg=registers(groups(latents)),
     )  # fmt: skip
 
 
@@ -181,4 +186,7 @@ def _select(latents: int, k: int) -> Form:
     slots = capacity(k, False)
     constants = {"GROUP": GROUP, "GROUPS": groups(latents), "PLANES": PLANES, "SUB": SUB, "CAPACITY": slots}
     signature |= dict.fromkeys(("F", "stride", "K"), "i32")
-    return Form(group_select_kernel, signature, constants, warps(slots), aligned=aligned, registers=128)
+    return Form(
+        group_select_kernel, signature, constants, warps(slots), aligned=aligned, registers=registers(groups(latents)),
+        capped=True,
+    )  # fmt: skip

@@ -38,11 +38,12 @@ def planes(screened: bool) -> int:
 class Size(NamedTuple):
     block: int  # scores that a program looks at in one go
     warps: int
+    registers: int  # told to the assembler, which by itself aims at 40 or 48 for the sake of more warps, and spills
 
 
 # By slots of the list. One warp where that does: then nothing waits at a barrier, and with 72 registers 28 rows
-# fit an SM, 64 bytes a thread in flight. The others are what compiles without a spill.
-SIZES = {512: Size(512, 1), 1024: Size(1024, 4), 2048: Size(1024, 4), 4096: Size(2048, 16)}
+# fit an SM, 64 bytes a thread in flight. The others are what compiles without a spill: 24 to 32 warps an SM.
+SIZES = {512: Size(512, 1, 72), 1024: Size(1024, 4, 64), 2048: Size(1024, 4, 72), 4096: Size(2048, 8, 80)}
 
 
 @triton.jit
@@ -266,7 +267,10 @@ def _select(k: int, screened: bool, some: bool) -> Form:
             constants |= dict.fromkeys(names, None)
     aligned = (*signature, "first", "columns")
     signature |= dict.fromkeys(("first", "columns", "K"), "i32")
-    return Form(select_kernel, signature, constants, size.warps, aligned=aligned, gather=not some, registers=128)
+    return Form(
+        select_kernel, signature, constants, size.warps, aligned=aligned, gather=not some, registers=size.registers,
+        capped=True,
+    )  # fmt: skip
 
 
 def _finish(name: str, k: int, screened: bool, padded: bool) -> Form:

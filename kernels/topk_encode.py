@@ -197,7 +197,7 @@ def _select(s: Selection, scores, shift, norms, residuals, row_norms, row_residu
     size = SIZES[s.capacity]
     select_kernel[(scores.shape[0],)](
         scores, shift, s.list, s.state, s.allowed, norms, residuals, row_norms, row_residuals, first, scores.shape[1],
-        s.k, planes(norms is not None), size.block, SUB, s.capacity, num_warps=size.warps,
+        s.k, planes(norms is not None), size.block, SUB, s.capacity, num_warps=size.warps, maxnreg=size.registers,
     )  # fmt: skip
 
 

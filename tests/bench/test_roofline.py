@@ -47,6 +47,15 @@ def test_every_kernel_has_a_formula():
     assert names - set(kernel_formulas.KERNELS) == set()
 
 
+def test_longer_lists_of_partners_have_a_price():
+    """Off the goal shapes. Planted: the formula's name for the output, as it was; caught."""
+    from saekern.kernels.nearest_top import WIDEST, nearest_top
+
+    steps = recorder.recorded(lambda: nearest_top(empty(300, 64), empty(700, 64), WIDEST + 1)).steps
+    (table,) = (kernel_formulas.cost(step, Roofs()) for step in steps if step.name == "table_kernel")
+    assert table.written == 4 * 300 * 700
+
+
 def naive(run, like):
     return priced(replace(like, op="naive", run=run)).faults()
 

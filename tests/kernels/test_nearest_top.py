@@ -127,3 +127,16 @@ def test_strides_and_half_precision(device):
     check(got, a, b, 5)
     odd = top(a.t().contiguous().t(), torch.stack([b, b], 1)[:, 1], 5, device)
     assert all(torch.equal(x, y) for x, y in zip(got, odd, strict=True))
+
+
+@pytest.mark.parametrize("m", [64, 65])
+def test_five_million_partners_fit_the_grid(m):
+    """A second or third axis ends at 65,535 programs. Planted: strips along the second; caught."""
+    from saekern.bench.recorder import recorded
+
+    a, b = (torch.empty(rows, 8, device="meta") for rows in (3, 5_000_000))
+    launches = [step for step in recorded(lambda: kernel.nearest_top(a, b, m)).steps if step.kernel]
+    assert launches[-1].name == ("top_kernel" if m <= kernel.WIDEST else "table_kernel")
+    for step in launches:
+        assert all(size <= 65_535 for size in step.grid[1:]), step.name
+        assert step.grid[0] < 2**31

@@ -319,6 +319,33 @@ def test_offsets_beyond_2_to_the_31(device):
     assert (score - want).abs() <= 70 * 2.0**-24 * (weight[-1].abs() @ x[0].abs())
 
 
+def test_tiles_of_scores(device, monkeypatch):
+    """Several tiles both ways, the last of each ragged. Planted: rows and latents exchanged; caught."""
+    monkeypatch.setattr(topk_screen, "SCORE_TILE", (16, 32, 16))
+    x, weight, bias, pre_bias = (t.to(device) for t in problem(35, 21, 150))
+    scores = torch.full((35, 150), torch.nan, device=device)
+    topk_screen.exact_scores(x, pre_bias, weight, bias, scores)
+    want = (x.double() - pre_bias) @ weight.double().T + bias
+    terms = (x - pre_bias).abs().double() @ weight.abs().double().T + bias.abs()
+    assert bool(((scores - want).abs() <= 25 * 2.0**-24 * terms).all())
+
+
+def test_five_million_latents_fit_the_grid():
+    """A second or third axis ends at 65,535 programs. Planted: tiles of latents along the second; caught."""
+    from saekern.bench.recorder import recorded
+
+    x, weight = (torch.empty(rows, 8, device="meta") for rows in (3, 5_000_000))
+    launches = []
+    for k in (8, LARGEST_K + 1):
+        arguments = x, weight, None, k, None, True, None, 0, False
+        record = recorded(lambda arguments=arguments: topk_encode.topk_encode(*arguments))
+        launches += [step for step in record.steps if step.kernel]
+    assert {"round_kernel", "select_kernel", "score_kernel"} <= {step.name for step in launches}
+    for step in launches:
+        assert all(size <= 65_535 for size in step.grid[1:]), step.name
+        assert step.grid[0] < 2**31
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 100, 8192, 20000])
 def test_plan(monkeypatch, dtype, batch):
