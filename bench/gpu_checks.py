@@ -59,7 +59,7 @@ def train(device: str, timeout: float) -> list[dict[str, str]]:
         write_cache(folder / "cache", rows=4096, width=64)
         command = [sys.executable, "-P", "-m", "saekern", "train", str(folder / "cache"), "--device", device, "--quiet"]
         command += ["--sae.d-sae", "512", "--sae.k", "8", "--train.rows", "51200", "--train.batch-size", "256"]
-        command += ["--train.checkpoint-every", "10", "--train.dead-after", "5000", "--out"]
+        command += ["--train.checkpoint-every", "10", "--train.dead-after", "5000", "--train.bf16", "--out"]
         whole = line("train whole", [*command, str(folder / "whole")], timeout)
         if whole["result"] != "ok":
             return [whole]

@@ -79,12 +79,13 @@ def weighted_row_sum(step: Step, roofs: Roofs) -> Cost:
 
 
 def streamed(written: tuple[str, ...], updated: tuple[str, ...] = (), work: int = 8) -> Callable[[Step, Roofs], Cost]:
-    """A kernel that reads every tensor argument once, in order, except `written`; `updated` are written as well."""
+    """A kernel that reads every tensor argument once, in order, except `written`; `updated` are written as well. Those
+    that are None cost nothing."""
 
     def cost(step: Step, roofs: Roofs) -> Cost:
         tensors = {name: value for name, value in step.arguments.items() if isinstance(value, Tensor)}
         read = size(*(t for name, t in tensors.items() if name not in written))
-        wrote = size(*(tensors[name] for name in (*written, *updated)))
+        wrote = size(*(step[name] for name in (*written, *updated)))
         return Cost(read, wrote, vector=float(work * max(t.numel() for t in tensors.values())))
 
     return cost
@@ -168,7 +169,7 @@ def top(step: Step, roofs: Roofs) -> Cost:
     return Cost(read, size(step["cosines"], step["indices"], step["rest"]))
 
 
-ADAM = streamed((), ("param", "exp_avg", "exp_avg_sq"), work=20)
+ADAM = streamed(("rounded",), ("param", "exp_avg", "exp_avg_sq"), work=20)
 KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
     "decode_kernel": decode,
     "segment_kernel": segments,

@@ -1,5 +1,6 @@
 """Our own TopK SAE in the form in which every SAE is timed."""
 
+import torch
 from torch import Tensor
 
 import saekern
@@ -24,8 +25,9 @@ def saekern_topk(problem: SAEProblem) -> Adapter:
     def step(x: Tensor) -> Tensor:
         """As `saekern.train` does it."""
         adam.zero_grad()
-        loss = sae.loss(x).total
-        loss.backward()
+        with adam.half_weights(torch.is_autocast_enabled(x.device.type)):
+            loss = sae.loss(x).total
+            loss.backward()
         adam.step(LR)
         return loss.detach()
 

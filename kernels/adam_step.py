@@ -22,9 +22,10 @@ def _adam(w, g, m, v, size, beta1, beta2, root_correction, eps):
 @triton.jit
 def row_kernel(
     param,  # [R, C], like the next three
-    grad,
+    grad,  # in any dtype
     exp_avg,
     exp_avg_sq,
+    rounded,  # [R, C] out: the new param in another dtype; or None
     positions,  # [R]: the row of grad that is a row's gradient, −1 for zeros; or None: the row itself
     C,
     size,  # lr / (1 − β₁ᵗ)
@@ -57,9 +58,13 @@ def row_kernel(
     if NORMALIZE:
         norm = tl.sqrt_rn(tl.sum(tl.where(inside, w * w, 0.0), 0))
         w = tl.where(norm > 0, tl.div_rn(w, tl.where(norm > 0, norm, 1.0)), w)
-    tl.store(param + at, w.to(param.dtype.element_ty), mask=inside)
+    # The copy last: between the others ptxas spills 8 bytes for it on sm_80.
     tl.store(exp_avg + at, m.to(param.dtype.element_ty), mask=inside)
     tl.store(exp_avg_sq + at, v.to(param.dtype.element_ty), mask=inside)
+    stored = w.to(param.dtype.element_ty)
+    tl.store(param + at, stored, mask=inside)
+    if rounded is not None:
+        tl.store(rounded + at, stored.to(rounded.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -68,6 +73,7 @@ def element_kernel(
     grad,
     exp_avg,
     exp_avg_sq,
+    rounded,  # [count] out, or None
     count,
     size,
     beta1,
@@ -83,9 +89,12 @@ def element_kernel(
     m = tl.load(exp_avg + at, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(exp_avg_sq + at, mask=inside, other=0.0).to(tl.float32)
     w, m, v = _adam(w, g, m, v, size, beta1, beta2, root_correction, eps)
-    tl.store(param + at, w.to(param.dtype.element_ty), mask=inside)
     tl.store(exp_avg + at, m.to(param.dtype.element_ty), mask=inside)
     tl.store(exp_avg_sq + at, v.to(param.dtype.element_ty), mask=inside)
+    stored = w.to(param.dtype.element_ty)
+    tl.store(param + at, stored, mask=inside)
+    if rounded is not None:
+        tl.store(rounded + at, stored.to(rounded.dtype.element_ty), mask=inside)
 
 
 def row_warps(block: int) -> int:
@@ -105,21 +114,22 @@ def adam_step(
     project: bool,
     normalize: bool,
     latents: Tensor | None = None,
+    rounded: Tensor | None = None,
 ) -> None:
     """In place on param, exp_avg and exp_avg_sq; 7 accesses an element, whatever is fused. [R, C], or any shape where
     neither project nor normalize is set. With `latents` [M] grad is [M, C], and what is not listed has gradient zero;
-    they are trusted to be different and to lie in [0, R).
+    they are trusted to be different and to lie in [0, R). `rounded` gets the new param in its own dtype, as an eighth.
 
     Raises:
         ValueError: more than WIDEST columns with project, normalize or latents.
     """
     if param.numel() == 0:
         return
-    tensors = (param, grad, exp_avg, exp_avg_sq)
+    tensors = (param, grad, exp_avg, exp_avg_sq, rounded)
     by_rows = project or normalize or latents is not None
-    if not by_rows and param.dim() == 2 and all(t.t().is_contiguous() for t in tensors):
-        tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents needs no copy
-    dense = [t.contiguous() for t in tensors]
+    if not by_rows and param.dim() == 2 and all(t is None or t.t().is_contiguous() for t in tensors):
+        tensors = tuple(None if t is None else t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy
+    dense = [None if t is None else t.contiguous() for t in tensors]
     numbers = (lr / (1 - beta1**step), beta1, beta2, (1 - beta2**step) ** 0.5, eps)
     with torch.cuda.device_of(param):
         if by_rows:
@@ -136,7 +146,7 @@ def adam_step(
             grid = (triton.cdiv(param.numel(), BLOCK),)
             element_kernel[grid](*dense, param.numel(), *numbers, BLOCK, num_warps=4)
     for tensor, written in zip((tensors[0], *tensors[2:]), (dense[0], *dense[2:]), strict=True):
-        if written is not tensor:
+        if tensor is not None and written is not None and written is not tensor:
             tensor.copy_(written)
 
 
@@ -146,21 +156,23 @@ def _positions(latents: Tensor, rows: int) -> Tensor:
 
 
 def forms() -> list[Form]:
-    pointers = ("param", "grad", "exp_avg", "exp_avg_sq")
+    state = ("param", "exp_avg", "exp_avg_sq")
     numbers = dict.fromkeys(("size", "beta1", "beta2", "root_correction", "eps"), "fp32")
     made = []
-    for name in ("fp32", "bf16"):
-        signature = dict.fromkeys(pointers, f"*{name}")
-        constants: dict[str, object] = {"BLOCK": BLOCK}
-        elements = signature | numbers | {"count": "i64"}
+    for wide, half in (("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16")):  # the last: parameters with bf16 copies
+        signature = dict.fromkeys(state, f"*{wide}") | {"grad": f"*{half}"}
+        absent: dict[str, object] = {"rounded": None}
+        if wide != half:
+            signature, absent = signature | {"rounded": f"*{half}"}, {}
+        pointers = tuple(signature)
+        elements, constants = signature | numbers | {"count": "i64"}, absent | {"BLOCK": BLOCK}
         made.append(Form(element_kernel, elements, constants, 4, aligned=(*pointers, "count"), gather=True))
         for width in (768, 4096, WIDEST):
             block = triton.next_power_of_2(width)
             rows = signature | numbers | {"C": "i32"}
             for listed in (False, True):
-                constants = {"PROJECT": True, "NORMALIZE": True, "BLOCK_C": block} | (
-                    {} if listed else {"positions": None}
-                )
+                constants = absent | {"PROJECT": True, "NORMALIZE": True, "BLOCK_C": block}
+                constants |= {} if listed else {"positions": None}
                 form = rows | ({"positions": "*i32"} if listed else {})
                 aligned = (*pointers, *(["positions"] if listed else []), "C")
                 made.append(Form(row_kernel, form, constants, row_warps(block), aligned=aligned, gather=True))

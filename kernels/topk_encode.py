@@ -37,9 +37,12 @@ from saekern.kernels.streaming_select import (
 # A100's 40, and 1.78 waves on 108.
 TILES = {8: 192, 9: 256}
 TILE = (128, 256)
-ROWS = 8192  # of x in flight at most
-# int32 words of candidate lists, stream and screen. At B = 8192, F = 65,536, k ≤ 256 the former takes 33.6 MB, with the
-# scores' 33.6 MB 67 MB beyond the answer's own; with k_aux = 512 as well, 4096 rows at a time, 50 + 33.6 MB.
+# Rows of x in flight at most, stream and screen. Every block of rows reads the weight, every chunk of latents reads x.
+# At B = 8192, F = 65,536, D = 2304 that is 1.8 GB with 4096 rows × 2048 columns, 2.7 with 8192 × 1024. Screening rounds
+# the weight anew for every block of rows, 6 bytes a number, and wants few blocks.
+STREAM_ROWS, SCREEN_ROWS = 4096, 8192
+# int32 words of candidate lists, stream and screen. At B = 8192, F = 65,536, k ≤ 256 the former takes 16.8 MB, with the
+# scores' 33.6 MB 50 MB beyond the answer's own; with k_aux = 512 as well 50 + 33.6 MB.
 STREAM_WORDS, SCREEN_WORDS = 16_000_000, 32_000_000
 SCREEN_COLUMNS = 8192  # latents rounded to bfloat16 at a time: 67 MB at D = 4096
 NARROW = 1024  # D up to which the product is so short that it pays to look at every score only once
@@ -77,8 +80,8 @@ def plan(batch: int, width: int, latents: int, k: int, k_aux: int, dtype: torch.
         blocks = triton.cdiv(batch, rows)
         return Plan("dense", rows, latents, 0, 0, blocks, 1, blocks)
     slots, aux_slots = capacity(k, screened), capacity(k_aux, screened) if k_aux else 0
-    words = SCREEN_WORDS if screened else STREAM_WORDS
-    most = min(ROWS, words // (planes(screened) * (slots + aux_slots)))
+    most, words = (SCREEN_ROWS, SCREEN_WORDS) if screened else (STREAM_ROWS, STREAM_WORDS)
+    most = min(most, words // (planes(screened) * (slots + aux_slots)))
     blocks = triton.cdiv(batch, most)
     height, width = TILE
     rows = min(batch, triton.cdiv(triton.cdiv(batch, max(blocks, 1)), height) * height)

@@ -21,8 +21,12 @@ def adam_step(
     project: bool = False,
     normalize: bool = False,
     latents: Tensor | None = None,
+    rounded: Tensor | None = None,
 ) -> None:
     """One Adam step in place, with the row operations of unit-norm decoders fused in. All tensors [R, C] or [R].
+
+    grad may have another dtype than param and its moments. With `rounded`, of param's shape and any dtype, the new
+    param is also left there: bfloat16 weights for the next step's products, without a pass of their own.
 
     With `latents` [M] (int64, ascending), grad is [M, C]: the rows of these latents, as `decode_row_gradients` returns
     them; all other rows have gradient zero, and no dense gradient is ever made.
@@ -52,16 +56,22 @@ def adam_step(
         shape = (latents.shape[0], shape[1])
     for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         checks.shape(name, tensor, shape if name == "grad" else tuple(param.shape))
-        checks.floating(name, tensor, param, "param")
+        checks.floating(name, tensor, *((param, "param") if name != "grad" else ()))
         checks.same_device(name, tensor, param, "param")
+    if rounded is not None:
+        checks.shape("rounded", rounded, tuple(param.shape))
+        checks.floating("rounded", rounded)
+        checks.same_device("rounded", rounded, param, "param")
     if (project or normalize) and param.dim() != 2:
         raise ValueError(f"param: expected shape [R, C] for project or normalize, got {list(param.shape)}")
     torch.ops.saekern.adam_step(
-        param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents
+        param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents, rounded
     )
 
 
-def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
+def _reference(
+    param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None, rounded=None
+):
     reference.adam_step(
         param,
         grad,
@@ -75,14 +85,20 @@ def _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, pr
         project=project,
         normalize=normalize,
         latents=latents,
+        rounded=rounded,
     )
-    # So that autograd refuses stale saved copies: the dispatcher does not count changes made inside an op.
-    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+    _changed(param, exp_avg, exp_avg_sq, rounded)
 
 
-def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
+def _changed(*tensors: Tensor | None) -> None:
+    """So that autograd refuses stale saved copies: the dispatcher does not count changes made inside an op."""
+    torch.autograd.graph.increment_version([t for t in tensors if t is not None])
+
+
+def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None, rounded=None):
+    options = (step, lr, beta1, beta2, eps, project, normalize)
     if param.dtype == torch.float64:
-        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents)
+        return _reference(param, grad, exp_avg, exp_avg_sq, *options, latents, rounded)
     tensors = (param, grad, exp_avg, exp_avg_sq)
     if (
         not (project or normalize)
@@ -92,29 +108,35 @@ def _cpu(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project,
     ):
         tensors = tuple(t.t() for t in tensors)  # an encoder [D, F] stored by latents: no copy, the step is elementwise
     arrays = [library.array(t) for t in tensors]
-    listed = library.array(latents)
-    _C.adam_step(*arrays, listed, step, lr, beta1, beta2, eps, project, normalize, library.threads())
+    _C.adam_step(*arrays, library.array(latents), *options, library.threads())
     for tensor, array in zip(tensors, arrays, strict=True):
         if tensor is not tensors[1] and tensor.data_ptr() != array.ctypes.data:
             tensor.copy_(torch.from_numpy(array))  # other dtypes round here, once
-    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+    if rounded is not None:
+        rounded.copy_(param)
+    _changed(param, exp_avg, exp_avg_sq, rounded)
 
 
-def _cuda(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
+def _cuda(
+    param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None, rounded=None
+):
+    options = (step, lr, beta1, beta2, eps, project, normalize)
     if param.dtype == torch.float64:
-        return _reference(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents)
-    kernel = library.kernels("adam_step").adam_step
-    kernel(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents)
-    torch.autograd.graph.increment_version((param, exp_avg, exp_avg_sq))
+        return _reference(param, grad, exp_avg, exp_avg_sq, *options, latents, rounded)
+    library.kernels("adam_step").adam_step(param, grad, exp_avg, exp_avg_sq, *options, latents, rounded)
+    _changed(param, exp_avg, exp_avg_sq, rounded)
 
 
-def _fake(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None):
+def _fake(
+    param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, project, normalize, latents=None, rounded=None
+):
     return None
 
 
 library.define(
     "adam_step(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr,"
-    " float beta1, float beta2, float eps, bool project, bool normalize, Tensor? latents=None) -> ()",
+    " float beta1, float beta2, float eps, bool project, bool normalize, Tensor? latents=None,"
+    " Tensor(d!)? rounded=None) -> ()",
     cpu=_cpu,
     cuda=_cuda,
     reference=_reference,

@@ -18,13 +18,15 @@ def adam_step(
     project: bool = False,
     normalize: bool = False,
     latents: Tensor | None = None,
+    rounded: Tensor | None = None,
 ) -> None:
     """g ← g − ⟨g, w⟩ w/‖w‖² per row (project);  m ← β₁m + (1−β₁)g;  v ← β₂v + (1−β₂)g²;
     w ← w − lr/(1−β₁ᵗ) · m / (√(v/(1−β₂ᵗ)) + eps);  w ← w/‖w‖ per row (normalize, zero rows kept).
 
     In place; t = step ≥ 1; the order of operations is that of `torch.optim.Adam`. With `latents` [M], grad [M, C] holds
-    their rows and the others have gradient zero.
+    their rows and the others have gradient zero. `rounded` gets the new param in its own dtype.
     """
+    grad = grad.to(param.dtype)
     if latents is not None:
         grad = torch.zeros_like(param).index_copy_(0, latents, grad)
     if project:
@@ -38,3 +40,5 @@ def adam_step(
     if normalize:
         norm = torch.linalg.vector_norm(param, dim=-1, keepdim=True)
         param.copy_(torch.where(norm > 0, param / norm, param))
+    if rounded is not None:
+        rounded.copy_(param)

@@ -54,6 +54,10 @@ class SAE(nn.Module):
     """Parameters [R, C] with ‖row‖ = 1: the gradient's component along a row is removed, the row normalised after each
     step. An optimiser that fuses both into its step passes fused=True to the methods below."""
 
+    half_weights: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the loss gives only to ops which round them to bfloat16 under autocast: there the training loop
+    puts bfloat16 copies in their place, from the loss to the projection of its gradient."""
+
     d_in: int
     d_sae: int
     init_seed: int

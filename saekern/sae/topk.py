@@ -34,6 +34,7 @@ class TopKSAE(SAE):
 
     architecture = "topk"
     unit_norm_rows = ("W_dec",)
+    half_weights = ("W_enc", "W_dec")
 
     def __init__(
         self,

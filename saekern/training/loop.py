@@ -168,14 +168,15 @@ def _step(
     sae, optimizer = position.sae, position.optimizer
     seen = position.step * config.batch_size
     dead = seen - position.last_fired >= config.dead_rows
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bf16):
-        watched = position.watch.dead(dead, position.last_fired, position.step, config.batch_size, config.dead_rows)
-        loss = sae.loss(batch, watched)
-    if not position.watch.loss(loss.total, position.step + 1):
-        raise FloatingPointError(_explain(loss, batch, position.step + 1, folder))
-    loss.total.backward()
-    norm = None if config.clip is None else optimizer.clip(config.clip)
-    sae.project_gradient_(fused=True)
+    watched = position.watch.dead(dead, position.last_fired, position.step, config.batch_size, config.dead_rows)
+    with optimizer.half_weights(config.bf16):
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bf16):
+            loss = sae.loss(batch, watched)
+        if not position.watch.loss(loss.total, position.step + 1):
+            raise FloatingPointError(_explain(loss, batch, position.step + 1, folder))
+        loss.total.backward()
+        norm = None if config.clip is None else optimizer.clip(config.clip)
+        sae.project_gradient_(fused=True)
     optimizer.step(lr)
     sae.project_parameters_(fused=True)
     optimizer.zero_grad()

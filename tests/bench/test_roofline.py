@@ -174,3 +174,12 @@ def test_a_step_is_the_sum_of_its_parts():
         pytest.skip(str(reason))
     assert line.moved > line.case.bound.moved()
     assert line.faults() == []
+    weight = empty(65536, 2304, dtype=torch.float32)
+
+    def with_casts():
+        """As autocast would: both weights rounded, both gradients widened."""
+        for _ in range(2):
+            weight.bfloat16().float()
+        return line.case.run()
+
+    assert naive(with_casts, line.case) == ["moves 1.56 × the lower bound, at most 1.3"]

@@ -9,8 +9,8 @@ from saekern.kernels import adam_step as kernel
 SHAPES = [(1, 1), (1, 17), (7, 1), (5, 31), (64, 64), (33, 257), (3, 1100), (0, 4), (4, 0)]
 
 
-def step_in_place(tensors, step, project=False, normalize=False):
-    kernel.adam_step(*tensors, step, **SETTINGS, project=project, normalize=normalize)
+def step_in_place(tensors, step, project=False, normalize=False, rounded=None):
+    kernel.adam_step(*tensors, step, **SETTINGS, project=project, normalize=normalize, rounded=rounded)
 
 
 @pytest.mark.parametrize(("project", "normalize"), [(False, False), (True, False), (False, True), (True, True)])
@@ -42,6 +42,29 @@ def test_strided_tensors_are_changed_in_place(device, project):
     step_in_place(plain, 2, project)
     step_in_place(odd, 2, project)
     assert all(torch.equal(a, b) for a, b in zip(plain, odd, strict=True))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("row_operations", [False, True])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_gradients_and_a_half_copy(device, half, row_operations, transposed):
+    """The bits of a step whose gradient was widened before, and the copy those of a cast after it. Planted: the copy
+    left from before the normalisation; caught."""
+    wide = [t.to(device) for t in state((33, 257))]
+    wide[1] = wide[1].to(half).float()
+    tensors = [t.clone() for t in wide]
+    tensors[1] = tensors[1].to(half)
+    rounded = torch.full_like(tensors[1], torch.nan)
+    if transposed:
+        *tensors, rounded = (t.t().contiguous().t() for t in (*tensors, rounded))
+    for step in (1, 2):
+        step_in_place(wide, step, row_operations, row_operations)
+        step_in_place(tensors, step, row_operations, row_operations, rounded)
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(wide, tensors, strict=True))
+    param = tensors[0]
+    if half == torch.bfloat16 and device == "cpu":
+        param = (param.contiguous().view(torch.int32) & -65536).view(torch.float32)  # the interpreter cuts bits off
+    assert torch.equal(rounded, param.to(half))
 
 
 @pytest.mark.parametrize("row_operations", [False, True])

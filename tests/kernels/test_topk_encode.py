@@ -267,7 +267,8 @@ def test_several_row_blocks(device, monkeypatch):
     """The second block's rows must not see the first one's lists.
 
     Planted: the second block written over the first, caught; its lists not emptied: it crashed."""
-    monkeypatch.setattr(topk_encode, "ROWS", 2)
+    for name in ("STREAM_ROWS", "SCREEN_ROWS"):
+        monkeypatch.setattr(topk_encode, name, 2)
     monkeypatch.setattr(topk_encode, "TILE", (2, 256))
     for dtype in (torch.bfloat16, torch.float32):
         x, weight, bias, pre_bias = (t.to(dtype) for t in problem(5, 4, 300))

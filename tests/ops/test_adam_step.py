@@ -130,9 +130,33 @@ def test_float64_runs_the_reference():
     assert all(torch.equal(a, b) for a, b in zip(tensors, twin, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "row_operations"), [((33, 65), False), ((33, 65), True), ((7,), False)])
+def test_half_gradients_and_a_half_copy(shape, dtype, row_operations):
+    """The bits of a step whose gradient was widened before, and the copy those of a cast after it; also where the
+    encoder is stored transposed (in float64 the order of sums changes with that). Planted: the copy taken before the
+    step; caught."""
+    wide = state(shape, dtype)
+    wide[1] = wide[1].bfloat16().to(dtype)
+    narrow = [t.clone() for t in wide]
+    narrow[1] = narrow[1].bfloat16()
+    rounded = torch.full_like(narrow[1], torch.nan)
+    turned = [t.t().contiguous().t() if t.dim() == 2 else t.clone() for t in (*narrow, rounded)]
+    settings = SETTINGS | {"project": row_operations, "normalize": row_operations}
+    ops.adam_step(*wide, 2, **settings)
+    for *tensors, copy in ([*narrow, rounded], turned)[: 2 if dtype == torch.float32 else 1]:
+        version = copy._version
+        ops.adam_step(*tensors, 2, rounded=copy, **settings)
+        assert all(torch.equal(a, b.to(dtype)) for a, b in zip(wide, tensors, strict=True))
+        assert torch.equal(copy, tensors[0].bfloat16())
+        assert copy._version > version
+
+
 def test_opcheck_and_compile():
     arguments = (*state((5, 6)), 1, 0.1, 0.9, 0.999, 1e-8, True, True)
     torch.library.opcheck(torch.ops.saekern.adam_step.default, arguments)
+    rounded = torch.empty(5, 6, dtype=torch.bfloat16)
+    torch.library.opcheck(torch.ops.saekern.adam_step.default, (*arguments, None, rounded))
 
     def step(param, grad, exp_avg, exp_avg_sq):
         ops.adam_step(param, grad, exp_avg, exp_avg_sq, 1, lr=0.1, normalize=True)
@@ -152,6 +176,10 @@ def test_errors_say_what_came():
         ops.adam_step(param, grad[:, :5], exp_avg, exp_avg_sq, 1, lr=0.1)
     with pytest.raises(ValueError, match=r"exp_avg: expected torch.float32 like param, got torch.float64"):
         ops.adam_step(param, grad, exp_avg.double(), exp_avg_sq, 1, lr=0.1)
+    with pytest.raises(ValueError, match=r"grad: expected a floating-point tensor, got torch.int32"):
+        ops.adam_step(param, grad.int(), exp_avg, exp_avg_sq, 1, lr=0.1)
+    with pytest.raises(ValueError, match=r"rounded: expected shape \[5, 6\], got \[6, 5\]"):
+        ops.adam_step(param, grad, exp_avg, exp_avg_sq, 1, lr=0.1, rounded=param.T.bfloat16())
     with pytest.raises(ValueError, match=r"expected shape \[R, C\] for project or normalize, got \[6\]"):
         ops.adam_step(param[0], grad[0], exp_avg[0], exp_avg_sq[0], 1, lr=0.1, project=True)
 
