@@ -60,7 +60,7 @@ bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/
 bench-gpu: .venv/dev ## a GPU's answers checked, then its times, into bench/results/ (under 9 minutes, one GPU)
 	$(BIN)/python -P -m saekern.bench.gpu
 
-bench-peers: .venv/dev ## sparsify, SAELens, dictionary_learning, overcomplete into .venv-peers/; `make bench` then has them
+bench-peers: .venv/dev ## other SAE libraries and assignment solvers into .venv-peers/; `make bench` then has them
 	$(BIN)/python -m saekern.bench.install_peers
 
 results: .venv/dev ## the README's table again from bench/results/*.csv

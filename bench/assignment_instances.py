@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Generator, Tensor
 
+from saekern.bench.common import Absent
+
 RANK = 64  # of the subspace in which latents that are not shared lie
 BLOCK = 4096  # rows drawn at a time: large dictionaries exist once, not with their noise and copies beside them
 
@@ -26,7 +28,7 @@ def dictionaries(kind: str, n: int, width: int = 768, seed: int = 0) -> tuple[Te
     """Two float32 dictionaries [n, width]; the second's latents are in random order."""
     random = Generator().manual_seed(seed)
     a, b = DICTIONARIES[kind](n, width, random)
-    return a, shuffled_(b, random)
+    return a, shuffled(b, random)
 
 
 def matrix(kind: str, n: int, seed: int = 0) -> Tensor:
@@ -39,15 +41,21 @@ def cost_of(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T).neg_().add_(1)
 
 
-def real_pair(folder: Path, i: int, j: int) -> tuple[Tensor, Tensor]:
-    """The decoders of `folder`/seed{i}.safetensors and seed{j}.safetensors, float32 with unit rows."""
-    a, b = (load_decoder(folder / f"seed{seed}.safetensors") for seed in (i, j))
+def real_pair(folder: Path | None, pair: str, n: int) -> tuple[Tensor, Tensor]:
+    """The first n latents of two decoders, float32 with unit rows: `folder`/seed0.safetensors and seed1 for "0-1".
+
+    Raises Absent without a folder, or where it has no such file."""
+    a, b = (load_decoder(folder, f"seed{seed}.safetensors", n) for seed in pair.split("-"))
     return a, b
 
 
-def load_decoder(path: Path) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return F.normalize(file.get_tensor("W_dec").float(), dim=1)
+def load_decoder(folder: Path | None, name: str, n: int) -> Tensor:
+    if folder is None:
+        raise Absent("real dictionaries are read with `--data FOLDER`")
+    if not (folder / name).exists():
+        raise Absent(f"no {name} in the folder of `--data`")
+    with safe_open(folder / name, "pt") as file:
+        return F.normalize(file.get_slice("W_dec")[:n].float(), dim=1)
 
 
 # Dictionaries
@@ -143,7 +151,7 @@ def normalize_(rows: Tensor) -> None:
     rows.div_(rows.norm(dim=1, keepdim=True))
 
 
-def shuffled_(rows: Tensor, random: Generator) -> Tensor:
+def shuffled(rows: Tensor, random: Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=random)]
 
 
@@ -172,6 +180,7 @@ def integers(n: int, random: Generator, count: int) -> Tensor:
 def zeros(n: int, random: Generator) -> Tensor:
     """sae with a fifth of the latents of either side at zero norm: those rows and columns are constant."""
     a, b = sae(n, 768, random)
+    b = shuffled(b, random)
     for side in (a, b):
         side[torch.randperm(n, generator=random)[: n // 5]] = 0
     return cost_of(a, b)
@@ -180,6 +189,7 @@ def zeros(n: int, random: Generator) -> Tensor:
 def duplicates(n: int, random: Generator) -> Tensor:
     """sae with an eighth of the latents of either side exact copies of others: 500 for n = 4000."""
     a, b = sae(n, 768, random)
+    b = shuffled(b, random)
     for side in (a, b):
         order = torch.randperm(n, generator=random)
         side[order[: n // 8]] = side[order[n // 8 : 2 * (n // 8)]]
