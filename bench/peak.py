@@ -2,8 +2,8 @@
 
 Method: the child first runs a small shape of the same bench, so that libraries, thread pools and compiled code are
 loaded; then it makes the inputs, returns free heap to the kernel (malloc_trim), notes the resident size (VmRSS), resets
-the kernel's high-water mark (writing 5 to /proc/self/clear_refs), makes two calls (one where they are long) and reads the
-mark (VmHWM). The difference, minus what the run keeps on purpose (gradients, optimiser state), is the peak. Linux only.
+the kernel's high-water mark (writing 5 to /proc/self/clear_refs), makes two calls (or one long one) and reads the mark
+(VmHWM). The difference, minus what the run keeps on purpose (gradients, optimiser state), is the peak. Linux only.
 """
 
 import ctypes
