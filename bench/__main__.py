@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             torch.set_num_threads(bench.threads or threads)
             facts, path = machine.facts(sets), options.csv or record.default_path(machine.machine_class(sets))
-            for shape in bench.quick if options.quick else bench.shapes:
+            for shape in chosen_shapes(bench.quick if options.quick else bench.shapes, options.where):
                 with instruction_level(options.isa):
                     rows, notes, failures = measure(name, index, bench, shape, options)
                 wrong += failures
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none means all")
     parse.add_argument("--quick", action="store_true", help="small shapes: seconds, not minutes")
     parse.add_argument("--full", action="store_true", help="also what takes minutes a call: match at 65k and 131k")
+    parse.add_argument("--where", default="", help="only shapes with these values, such as 'n=8192 cost=sae'")
     parse.add_argument("--data", type=Path, help="folder of real dictionaries, seed0.safetensors …; without it none")
     parse.add_argument("--budget", type=float, default=20.0, help="seconds of timing a shape (default 20)")
     parse.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
@@ -88,6 +89,10 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--dry", action="store_true", help="print, but append nothing to the result file")
     parse.add_argument("--csv", type=Path, help="result file (default bench/results/<machine class>.csv)")
     return parse
+
+
+def chosen_shapes(shapes: tuple[Shape, ...], where: str) -> list[Shape]:
+    return [shape for shape in shapes if set(where.split()) <= set(words(shape).split())]
 
 
 def measure(

@@ -193,6 +193,13 @@ def test_unknown_bench_is_an_error(capsys):
     assert "no bench is called 'decod'" in capsys.readouterr().err
 
 
+def test_shapes_are_chosen_by_their_values():
+    shapes = ({"n": 8, "cost": "sae"}, {"n": 8, "cost": "sae30"}, {"n": 81, "cost": "sae"})
+    assert command.chosen_shapes(shapes, "") == list(shapes)
+    assert command.chosen_shapes(shapes, "n=8 cost=sae") == [shapes[0]]
+    assert command.chosen_shapes(shapes, "n=9") == []
+
+
 def test_goals():
     faster = Goal(("a", "b"), faster=4)
     assert faster.verdict({"saekern": 1.0, "a": 5.0, "b": 4.5}, True) == (4.5, "b", True)
