@@ -106,6 +106,12 @@ def test_prices_with_a_gap_prove_nothing(proven):
         match.check(problem, dataclasses.replace(found, certificate=proof))
 
 
+def test_a_certificate_has_to_be_exact(proven):
+    problem, found = proven
+    with pytest.raises(WrongAnswer, match="does not say that it is exact"):
+        match.check(problem, dataclasses.replace(found, certificate=found.certificate._replace(exact=False)))
+
+
 def test_a_stated_cosine_is_looked_up(proven):
     """Planted: cosines believed; caught."""
     problem, found = proven
