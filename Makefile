@@ -54,13 +54,13 @@ test-lens: .venv/dev ## the tests that need TransformerLens, on the version of .
 	echo 'import site; site.addsitedir("$(SITE)")' > "$$(.venv-tl39/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	.venv-tl39/bin/python -P -m pytest --basetemp=.venv-tl39/pytest -m lens tests/activations tests/evaluation
 
-bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 20 minutes, quiet machine)
+bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 45 minutes, quiet machine)
 	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench
 
 bench-gpu: .venv/dev ## a GPU's answers checked, then its times, into bench/results/ (under 9 minutes, one GPU)
 	$(BIN)/python -P -m saekern.bench.gpu
 
-bench-peers: .venv/dev ## sparsify, SAELens, dictionary_learning, overcomplete into .venv-peers/; `make bench` then has them
+bench-peers: .venv/dev ## other SAE libraries and assignment solvers into .venv-peers/; `make bench` then has them
 	$(BIN)/python -m saekern.bench.install_peers
 
 results: .venv/dev ## the README's table again from bench/results/*.csv

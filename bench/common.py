@@ -6,10 +6,12 @@ slows down slows them all; medians and 20/80 % quantiles are reported, and ratio
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +46,11 @@ class Run:
     """What the first call leaves on purpose beyond what `setup` made (gradients, optimiser state): not peak memory."""
     version: str = ""
     """The version of another library that did the work."""
+    note: Callable[[Any], str] | None = None
+    """What the result says about itself beside its time, for the result file; called with the verified result."""
+
+
+UNITS = {"median_ms": "ms", "cpu_ms": "ms of CPU", "peak_mib": "MiB"}
 
 
 class Goal(NamedTuple):
@@ -59,9 +66,10 @@ class Goal(NamedTuple):
     elsewhere: float | None = None
     ours: str = "saekern"
     only: Shape = {}  # noqa: RUF012  (applies to shapes that have these values)
-    metric: str = "median_ms"  # or "peak_mib"
+    metric: str = "median_ms"  # or "cpu_ms", of work on one thread; or "peak_mib"
     needs_bf16: bool = False  # says nothing about CPUs without bf16 instructions
     at_most: float | None = None  # of `metric`, whatever others take; `against` is then empty
+    plus: float = 0.0  # of `metric`, granted beyond `within` times the rival's
 
     def applies(self, shape: Shape, bf16: bool) -> bool:
         fits = all(str(shape.get(name)) == str(value) for name, value in self.only.items())
@@ -70,7 +78,9 @@ class Goal(NamedTuple):
     def words(self, bf16: bool) -> str:
         if self.at_most is not None:
             return f"≤ {self.at_most:g}"
-        return f"≥ {self.faster:g} × faster" if self.faster is not None else f"≤ {self.limit(bf16):g} of it"
+        if self.faster is not None:
+            return f"≥ {self.faster:g} × faster"
+        return f"≤ {self.limit(bf16):g} of it" + (f" + {self.plus:g} {UNITS[self.metric]}" if self.plus else "")
 
     def limit(self, bf16: bool) -> float | None:
         return self.within if bf16 or self.elsewhere is None else self.elsewhere
@@ -87,8 +97,8 @@ class Goal(NamedTuple):
         if self.faster is not None:
             ratio = rivals[best] / figures[self.ours]
             return Verdict(ratio, best, ratio >= self.faster)
-        ratio, limit = figures[self.ours] / rivals[best], self.limit(bf16)
-        return Verdict(ratio, best, limit is not None and ratio <= limit)
+        mine, limit = figures[self.ours], self.limit(bf16)
+        return Verdict(mine / rivals[best], best, limit is not None and mine <= limit * rivals[best] + self.plus)
 
 
 class Verdict(NamedTuple):
@@ -117,6 +127,19 @@ class Bench:
     dtype: str = "float32"
     rounds: tuple[int, int] = (7, 50)
     """The least and the most timed calls of each provider."""
+    once_above: float = math.inf
+    """A provider whose checked call took more seconds is not called again: that call is its figure, with rounds = 1."""
+    threads: int | None = None
+    """Of torch, whatever the command line says: for comparisons with what has no threads."""
+    weighed: tuple[str, ...] = ()
+    """Providers whose peak memory is measured, where one more call is minutes; () means all."""
+    long: bool = False
+    """Minutes a call: only with `--full`."""
+    reads_data: bool = False
+    """`inputs` takes the folder of `--data` as well, and raises Absent without it."""
+
+    def problem(self, shape: Shape, data: Path | None) -> Any:
+        return self.inputs(shape, data) if self.reads_data else self.inputs(shape)
 
 
 class Times(NamedTuple):
@@ -126,26 +149,39 @@ class Times(NamedTuple):
     p20: float
     p80: float
     rounds: int
+    cpu: float = math.nan
+    """Median of what all threads of this process took together; NaN where the work is on another device."""
 
 
-def quantiles(seconds: list[float]) -> Times:
+def quantiles(seconds: list[float], cpu_seconds: list[float] | None = None) -> Times:
     ms = sorted(1e3 * s for s in seconds)
     last = len(ms) - 1
-    return Times(statistics.median(ms), ms[round(0.2 * last)], ms[round(0.8 * last)], len(ms))
+    cpu = 1e3 * statistics.median(cpu_seconds) if cpu_seconds else math.nan
+    return Times(statistics.median(ms), ms[round(0.2 * last)], ms[round(0.8 * last)], len(ms), cpu)
 
 
-def step(run: Run, clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
-    """One call: its time and its result."""
+class Step(NamedTuple):
+    """One call."""
+
+    seconds: float
+    result: Any
+    cpu_seconds: float
+
+
+def step(run: Run, clock: Callable[[], float] = time.perf_counter) -> Step:
     if run.prepare is not None:
         run.prepare()
-    start = clock()
+    cpu, start = time.process_time(), clock()
     result = run.call()
-    return clock() - start, result
+    seconds = clock() - start
+    return Step(seconds, result, time.process_time() - cpu)
 
 
-def verify(run: Run) -> None:
-    """Raises WrongAnswer if one call of `run` at this very shape is wrong."""
-    run.check(step(run)[1])
+def verify(run: Run) -> Step:
+    """One call of `run` at this very shape. Raises WrongAnswer if it is wrong."""
+    done = step(run)
+    run.check(done.result)
+    return done
 
 
 # OpenMP threads spin for some milliseconds after a parallel region, on a core that the next provider needs: they sleep
@@ -160,9 +196,9 @@ def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int
     provider's threads awake and the caches as it leaves them itself. The answers must have been verified. One warm-up
     round is thrown away, and says how many rounds fit. The garbage collector runs between rounds and not inside them.
     """
-    spent = 2 * sum(step(run)[0] for run in runs.values())
+    spent = 2 * sum(step(run).seconds for run in runs.values())
     count = max(rounds[0], min(rounds[1], int(budget / max(spent, 1e-6))))
-    samples: dict[str, list[float]] = {name: [] for name in runs}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -171,11 +207,12 @@ def interleave(runs: Mapping[str, Run], *, budget: float, rounds: tuple[int, int
             for name, run in runs.items():
                 time.sleep(PAUSE)
                 step(run)
-                samples[name].append(step(run)[0])
+                seconds, _, cpu_seconds = step(run)
+                samples[name].append((seconds, cpu_seconds))
     finally:
         if enabled:
             gc.enable()
-    return {name: quantiles(seconds) for name, seconds in samples.items()}
+    return {name: quantiles(*map(list, zip(*taken, strict=True))) for name, taken in samples.items()}
 
 
 def sum_bound(want64: Tensor, magnitude: Tensor | float, terms: int) -> Tensor:

@@ -3,6 +3,9 @@
 Their pins conflict with each other and with ours (SAELens wants transformer-lens < 4; dictionary_learning and
 overcomplete pull torchvision, whose default build breaks a CPU torch), so each version is named here and dependencies
 are not followed. `.venv-peers/bin/python -m saekern.bench layer train_step` then finds them. 60 MB.
+
+The assignment solvers lapx and lap are both imported as `lap`: lap goes into a folder of its own (`assignment_peers.py`
+loads it). lapjv has no wheel and is compiled, with its own options.
 """
 
 import site
@@ -14,6 +17,8 @@ from pathlib import Path
 
 FOLDER = Path(".venv-peers")
 LIBRARIES = ("eai-sparsify==1.3.3", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "overcomplete==0.3.0")
+SOLVERS = ("lapx==0.11.1", "lapjv==1.3.29")
+APART = ("lap==0.5.13",)
 # What importing them asks for beyond transformer-lens 4's own dependencies; found by importing, not from metadata.
 NEEDED = (
     "transformer-lens==3.9.0",
@@ -41,7 +46,11 @@ def main() -> int:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (FOLDER / "lib" / version / "site-packages" / "_shared.pth").write_text("\n".join(lines) + "\n")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python), "install", "--quiet"]
-    return subprocess.run([*pip, "--no-deps", *LIBRARIES, *NEEDED], check=False).returncode
+    failed = [
+        subprocess.run([*pip, "--no-deps", *what], check=False).returncode
+        for what in ((*LIBRARIES, *NEEDED), SOLVERS, ("--target", str(FOLDER / "apart"), "--upgrade", *APART))
+    ]
+    return max(failed)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Method: the child first runs a small shape of the same bench, so that libraries, thread pools and compiled code are
 loaded; then it makes the inputs, returns free heap to the kernel (malloc_trim), notes the resident size (VmRSS), resets
-the kernel's high-water mark (writing 5 to /proc/self/clear_refs), makes two calls and reads the mark (VmHWM). The
-difference, minus what the run keeps on purpose (gradients, optimiser state), is the peak. Linux only.
+the kernel's high-water mark (writing 5 to /proc/self/clear_refs), makes two calls (or one long one) and reads the mark
+(VmHWM). The difference, minus what the run keeps on purpose (gradients, optimiser state), is the peak. Linux only.
 """
 
 import ctypes
@@ -21,11 +21,14 @@ from saekern.bench.common import Absent, Bench, Shape, step
 MIB = 2.0**20
 
 
-def peak_mib(module: str, index: int, shape: Shape, provider: str) -> float | None:
+def peak_mib(
+    module: str, index: int, shape: Shape, provider: str, calls: int = 2, data: Path | None = None
+) -> float | None:
     """None where the system offers no high-water mark, or the child failed (memory ran out, for instance)."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    request = json.dumps([module, index, dict(shape), provider, torch.get_num_threads()])
+    folder = None if data is None else str(data)
+    request = json.dumps([module, index, dict(shape), provider, torch.get_num_threads(), calls, folder])
     done = subprocess.run([sys.executable, "-m", "saekern.bench.peak", request], capture_output=True, text=True)
     lines = done.stdout.split()
     return float(lines[-1]) if done.returncode == 0 and lines else None
@@ -39,26 +42,26 @@ def resident_bytes(field: str) -> int:
     raise OSError(f"/proc/self/status: no field {field}")
 
 
-def measure(bench: Bench, shape: Shape, provider: str) -> float:
+def measure(bench: Bench, shape: Shape, provider: str, calls: int = 2, data: Path | None = None) -> float:
     """MiB above inputs, parameters, gradients and optimiser state; for the child process."""
     for small in bench.quick[:1]:
-        step(bench.setup(bench.inputs(small), provider))
-    run = bench.setup(bench.inputs(shape), provider)
+        step(bench.setup(bench.problem(small, data), provider))
+    run = bench.setup(bench.problem(shape, data), provider)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    step(run)
-    step(run)
+    for _ in range(calls):
+        step(run)
     return (resident_bytes("VmHWM") - before - run.kept_bytes) / MIB
 
 
 def main(request: str) -> int:
-    module, index, shape, provider, threads = json.loads(request)
+    module, index, shape, provider, threads, calls, folder = json.loads(request)
     torch.set_num_threads(threads)
     bench = importlib.import_module(f"saekern.bench.{module}").BENCHES[index]
     try:
-        print(measure(bench, shape, provider))
+        print(measure(bench, shape, provider, calls, folder and Path(folder)))
     except Absent:
         return 1
     return 0

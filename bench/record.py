@@ -16,6 +16,7 @@ COLUMNS = (
     "median_ms",
     "p20_ms",
     "p80_ms",
+    "cpu_ms",  # median over all threads of the process; empty where it was not measured
     "rounds",
     "peak_mib",  # above inputs, parameters, gradients and optimiser state
     "rate",
@@ -28,6 +29,7 @@ COLUMNS = (
     "torch",
     "python",
     "commit",
+    "note",  # what a result says about itself, or why there is no figure
 )
 
 # GPU runs have these as well; `threads` is empty, `instruction_sets` the architecture ("sm_90").
@@ -35,7 +37,6 @@ GPU_COLUMNS = (
     *COLUMNS,
     "bound_ms",  # the time of the lower bound under this machine's own measured roofs (bench/roofline.py)
     "roofline",  # bound_ms / median_ms
-    "note",  # why there is no figure, where there is none
     "triton",
     "driver",
 )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from saekern.bench.common import Bench, Goal
+from saekern.bench.common import UNITS, Bench, Goal
 from saekern.bench.machine import QUIET
 from saekern.bench.record import latest_runs, read
 
@@ -60,7 +60,7 @@ def render(rows: Iterable[dict[str, str]], benches: Iterable[Bench]) -> str:
     for run in latest_runs(rows):
         first = run[0]
         device = f"{first['device']} ({first['instruction_sets']})"
-        device += f", {first['threads']} threads" if first["threads"] else ""
+        device += f", {first['threads']} thread{'s'[first['threads'] == '1' :]}" if first["threads"] else ""
         by_device.setdefault(device, []).append(run)
     benches = list(benches)
     parts = []
@@ -90,7 +90,7 @@ def goal_line(bench: Bench, goal: Goal, run: list[dict[str, str]], bf16: bool) -
     verdict = goal.verdict(figures, bf16)
     if verdict is None:
         return []
-    unit = "ms" if goal.metric == "median_ms" else "MiB"
+    unit = UNITS[goal.metric]
     busy = f", disturbed: others used {run[0]['others']} CPUs" if float(run[0]["others"] or 0) > QUIET else ""
     rival, limit = f"{verdict.rival}, {figures[verdict.rival]:.4g} {unit}", goal.words(bf16)
     measured = f"{verdict.ratio:.2f} ×"

@@ -2,14 +2,27 @@
 
 import argparse
 import csv
+import dataclasses
 import platform
+import time
 
 import pytest
 import torch
 
 from saekern.bench import __main__ as command
 from saekern.bench import machine, peak, record
-from saekern.bench.common import Absent, Bench, Goal, Run, Shape, WrongAnswer, expect_close, interleave, quantiles, step
+from saekern.bench.common import (
+    Absent,
+    Bench,
+    Goal,
+    Run,
+    Shape,
+    WrongAnswer,
+    expect_close,
+    interleave,
+    quantiles,
+    step,
+)
 
 SHAPE = {"n": 3}
 
@@ -25,6 +38,48 @@ def test_providers_take_turns():
     times = interleave(runs, budget=0, rounds=(4, 9))
     assert "".join(calls) == "ABC" + 4 * "AABBCC"  # the first round says how many fit
     assert all(spent.rounds == 4 for spent in times.values())
+
+
+def test_cpu_time_is_that_of_the_call():
+    """Sleeping costs none; preparation is not counted. Planted: `prepare` between the two readings; caught."""
+
+    def busy():
+        end = time.process_time() + 0.03
+        while time.process_time() < end:
+            pass
+
+    runs = {"sleeps": fake(lambda: time.sleep(0.05), prepare=busy), "works": fake(busy)}
+    times = interleave(runs, budget=0, rounds=(3, 3))
+    assert times["sleeps"].median >= 50
+    assert times["sleeps"].cpu < 15
+    assert times["works"].cpu >= 30
+
+
+def test_a_long_call_is_made_once():
+    """Its figure is the call that was checked. Planted: it is timed like the others; caught."""
+    calls = []
+    runs = {"saekern": fake(lambda: calls.append("a")), "slow": fake(lambda: (calls.append("b"), time.sleep(0.2)))}
+    slow = dataclasses.replace(bench(runs), once_above=0.1)
+    rows, _, _ = command.measure("op", 0, slow, SHAPE, options())
+    assert [(row["provider"], row["rounds"]) for row in rows][1] == ("slow", 1)
+    assert calls.count("b") == 1
+    assert rows[0]["rounds"] > 1
+    assert 200 <= float(rows[1]["median_ms"]) < 2000
+
+
+def test_what_a_result_says_is_kept():
+    run = dataclasses.replace(fake(lambda: 7), note=lambda result: f"{result} rows recomputed")
+    rows, _, _ = command.measure("op", 0, bench({"saekern": run}), SHAPE, options())
+    assert rows[0]["note"] == "7 rows recomputed"
+    assert "    7 rows recomputed" in command.table(bench({}), SHAPE, rows, [], True)
+
+
+def test_without_its_data_a_bench_says_so():
+    def inputs(shape, data):
+        raise Absent("no folder")
+
+    absent = dataclasses.replace(bench({"saekern": fake(lambda: None)}), inputs=inputs, reads_data=True)
+    assert command.measure("op", 0, absent, SHAPE, options()) == ([], ["not measured: no folder"], 0)
 
 
 def test_preparation_is_not_timed():
@@ -44,7 +99,7 @@ def test_preparation_is_not_timed():
 
 def test_quantiles_of_eleven():
     spent = quantiles([second / 1000 for second in (10, 0, 9, 1, 8, 2, 7, 3, 6, 4, 5)])
-    assert tuple(round(value, 6) for value in spent) == (5, 2, 8, 11)
+    assert tuple(round(value, 6) for value in spent[:4]) == (5, 2, 8, 11)
 
 
 def bench(runs: dict[str, Run | Exception], shape: Shape = SHAPE) -> Bench:
@@ -57,7 +112,9 @@ def bench(runs: dict[str, Run | Exception], shape: Shape = SHAPE) -> Bench:
 
 
 def options(**changes) -> argparse.Namespace:
-    return argparse.Namespace(**{"providers": "", "budget": 0.0, "no_memory": True, "isa": ""} | changes)
+    return argparse.Namespace(
+        **{"providers": "", "budget": 0.0, "no_memory": True, "isa": "", "data": None, "full": False} | changes
+    )
 
 
 def refuse(result):
@@ -121,7 +178,8 @@ def test_other_columns_are_refused(tmp_path):
 
 
 def test_the_table_shows_goal_and_ratio():
-    row = {"p20_ms": "1", "p80_ms": "1", "peak_mib": "", "rate": "", "rate_unit": ""}
+    row = {"p20_ms": "1", "p80_ms": "1", "cpu_ms": "1", "rounds": 7, "peak_mib": "", "rate": "", "rate_unit": ""}
+    row["note"] = ""
     rows = [row | {"provider": "saekern", "median_ms": "2"}, row | {"provider": "slow", "median_ms": "3"}]
     text = command.table(bench({}), SHAPE, rows, [], True)
     assert "goal ≥ 2 × faster, median_ms of slow: 1.50, MISSED" in text
@@ -135,6 +193,13 @@ def test_unknown_bench_is_an_error(capsys):
     assert "no bench is called 'decod'" in capsys.readouterr().err
 
 
+def test_shapes_are_chosen_by_their_values():
+    shapes = ({"n": 8, "cost": "sae"}, {"n": 8, "cost": "sae30"}, {"n": 81, "cost": "sae"})
+    assert command.chosen_shapes(shapes, "") == list(shapes)
+    assert command.chosen_shapes(shapes, "n=8 cost=sae") == [shapes[0]]
+    assert command.chosen_shapes(shapes, "n=9") == []
+
+
 def test_goals():
     faster = Goal(("a", "b"), faster=4)
     assert faster.verdict({"saekern": 1.0, "a": 5.0, "b": 4.5}, True) == (4.5, "b", True)
@@ -144,6 +209,10 @@ def test_goals():
     within = Goal(("roof",), within=0.65, elsewhere=1.3)
     assert not within.verdict({"saekern": 1.0, "roof": 1.0}, bf16=True).met
     assert within.verdict({"saekern": 1.0, "roof": 1.0}, bf16=False).met
+    granted = Goal(("a",), within=1.2, plus=50)
+    assert granted.words(True) == "≤ 1.2 of it + 50 ms"
+    assert granted.verdict({"saekern": 61.0, "a": 10.0}, True) == (6.1, "a", True)
+    assert not granted.verdict({"saekern": 63.0, "a": 10.0}, True).met
     assert Goal(("a",), faster=5, only={"F": 16}).applies({"F": 16, "B": 1}, True)
     assert not Goal(("a",), faster=5, only={"F": 16}).applies({"F": 32, "B": 1}, True)
     assert Goal(("a",), faster=5, needs_bf16=True).applies({}, True)
