@@ -22,6 +22,9 @@ constexpr int64_t kListed = 48;
 // As long as so many lines are free, they wait for longer lists together.
 constexpr size_t kTogether = 64;
 
+// Spare lines are taken up to this part of the lines.
+constexpr int64_t kSpare = 8;
+
 // Matches every free line. A search that needs a longer list waits until all others have been tried: one pass over b
 // serves many lists. With few lines left it costs more to begin their searches anew than to read b for each.
 template <typename T>
@@ -51,12 +54,19 @@ void match_free(VectorCandidates<T>& candidates, Matching& matching, Monitor& mo
 
 // The bounds that the duals give. The dual of a line is what its own column costs it; no other column is cheaper.
 template <typename T>
-void write_proof(const Matching& matching, const VectorCandidates<T>& candidates, const AssignmentProof<T>& proof) {
-  for (size_t i = 0; i < matching.column_of.size(); ++i) {
+void write_proof(Matching& matching, int64_t lines, const VectorCandidates<T>& candidates,
+                 const AssignmentProof<T>& proof) {
+  // Columns that spare lines have are left over: theirs is the highest price, which then is the 0 of all prices.
+  double zero = 0;
+  if (matching.column_of.size() > static_cast<size_t>(lines)) {
+    zero = *std::max_element(matching.price.begin(), matching.price.end());
+  }
+  for (double& price : matching.price) price -= zero;
+  for (int64_t i = 0; i < lines; ++i) {
     const int32_t own = matching.column_of[i];
     const double reduced = matching.cost_of[i] - matching.price[own];
-    const List<T>& list = candidates.list(static_cast<int64_t>(i));
-    double least = reduced, next = list.rest;
+    const List<T>& list = candidates.list(i);
+    double least = reduced, next = list.rest + zero;
     for (const Entry<T>& entry : list.entries) {
       const double other = entry.cost - matching.price[entry.column];
       if (entry.column != own) next = std::min(next, other);
@@ -64,10 +74,10 @@ void write_proof(const Matching& matching, const VectorCandidates<T>& candidates
     least = std::min(least, next);
     proof.assignment[i] = own;
     proof.similarity[i] = static_cast<T>(-matching.cost_of[i]);
-    proof.u[i] = -least;  // so that rounding on the way cannot make the bound wrong
+    proof.u[i] = 0.0 - least;  // so that rounding on the way cannot make the bound wrong
     proof.margin[i] = std::max(0.0, next - reduced);
   }
-  for (size_t j = 0; j < matching.price.size(); ++j) proof.v[j] = -matching.price[j];
+  for (size_t j = 0; j < matching.price.size(); ++j) proof.v[j] = 0.0 - matching.price[j];  // not -0
 }
 
 }  // namespace
@@ -75,23 +85,27 @@ void write_proof(const Matching& matching, const VectorCandidates<T>& candidates
 template <typename T>
 AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentStart& start, int threads, Isa isa,
                                    Monitor& monitor, const AssignmentProof<T>& proof) {
+  // An auction, and prices to begin with, need a column for every line and none left over. Spare lines provide that
+  // where they are few; where columns are plenty, there is little to fight over and the search alone is fast.
+  const int64_t excess = pair.columns - pair.lines;
+  const bool square = excess <= pair.lines / kSpare;
+  const int64_t spare = square ? excess : 0;
   const Similarity<T> similarity(pair, threads);
-  VectorCandidates<T> candidates(similarity, threads, isa, monitor);
-  Matching matching(pair.lines, pair.columns);
-  if (start.prices) std::copy(start.prices, start.prices + pair.columns, matching.price.begin());
+  VectorCandidates<T> candidates(similarity, spare, threads, isa, monitor);
+  Matching matching(pair.lines + spare, pair.columns);
+  if (start.prices && square) std::copy(start.prices, start.prices + pair.columns, matching.price.begin());
   if (start.index) {
     candidates.list_given(start.index, start.rest, start.listed);
   } else {
     candidates.list_all(kListed, matching.price);
   }
   match_cheapest(candidates, matching);
-
-  if (pair.lines == pair.columns) {
+  if (square) {
     auction(candidates, matching, monitor);
     match_cheapest(candidates, matching);
   }
   match_free(candidates, matching, monitor);
-  write_proof(matching, candidates, proof);
+  write_proof(matching, pair.lines, candidates, proof);
   return {candidates.recomputed(), candidates.passes()};
 }
 

@@ -1,6 +1,6 @@
 """The extension's functions. Arrays are contiguous and row-major; outputs are filled in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -62,6 +62,60 @@ def latent_order(
 def linear_sum_assignment(cost: Floats, maximize: bool, threads: int, assignment: Indices) -> None: ...
 @overload
 def linear_sum_assignment(cost: Doubles, maximize: bool, threads: int, assignment: Indices) -> None: ...
+@overload
+def sparse_assignment(
+    offsets: Indices,
+    columns: SmallIndices,
+    costs: Floats,
+    length: int,
+    transposed: bool,
+    maximize: bool,
+    assignment: Indices,
+) -> None: ...
+@overload
+def sparse_assignment(
+    offsets: Indices,
+    columns: SmallIndices,
+    costs: Doubles,
+    length: int,
+    transposed: bool,
+    maximize: bool,
+    assignment: Indices,
+) -> None: ...
+@overload
+def vector_assignment(
+    a: Floats,
+    b: Floats,
+    metric: int,
+    start_prices: Doubles | None,
+    start_index: Indices | None,
+    start_rest: Doubles | None,
+    assignment: Indices,
+    similarity: Floats,
+    u: Doubles,
+    v: Doubles,
+    margin: Doubles,
+    threads: int,
+    isa: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[int, int]: ...
+@overload
+def vector_assignment(
+    a: Doubles,
+    b: Doubles,
+    metric: int,
+    start_prices: Doubles | None,
+    start_index: Indices | None,
+    start_rest: Doubles | None,
+    assignment: Indices,
+    similarity: Doubles,
+    u: Doubles,
+    v: Doubles,
+    margin: Doubles,
+    threads: int,
+    isa: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[int, int]: ...
 def nearest(
     a: Floats,
     b: Floats,

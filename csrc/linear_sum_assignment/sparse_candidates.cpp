@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
 
 namespace saekern::assignment {
 
@@ -13,6 +14,9 @@ SparseCandidates<T>::SparseCandidates(const SparseLines<T>& lines) : Candidates<
     list.rest = static_cast<double>(infinity);
     list.entries.reserve(lines.offsets[i + 1] - lines.offsets[i]);
     for (int64_t k = lines.offsets[i]; k < lines.offsets[i + 1]; ++k) {
+      if (lines.columns[k] < 0 || lines.columns[k] >= lines.length) {
+        throw std::invalid_argument("cost matrix: a column index is outside the matrix");
+      }
       const T cost = lines.sign * lines.costs[k];
       if (!(cost > -infinity)) throw InvalidEntry{i, lines.columns[k]};
       if (cost < infinity) list.entries.push_back({cost, cost, lines.columns[k]});

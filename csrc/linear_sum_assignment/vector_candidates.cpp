@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "linear_sum_assignment/ranking.h"
 #include "parallel.h"
 #include "screen.h"
 
@@ -25,88 +26,17 @@ constexpr int64_t kRoom = 256;
 
 double inverse(double norm) { return norm > 0 ? 1 / norm : 0; }
 
-// A line's candidates among all columns, once their costs are known.
-template <typename T>
-class Ranking {
- public:
-  Ranking(const Similarity<T>& similarity, const std::vector<double>& prices, int64_t line)
-      : similarity_(similarity), prices_(prices), line_(line), columns_(similarity.pair().columns) {}
-
-  // Lines begin their ties at different columns, so that lines full of ties list different ones.
-  int64_t turn(int64_t column) const { return (column - line_ % columns_ + columns_) % columns_; }
-
-  // Replaces a list in which too many tie by the best `wanted` of them.
-  void settle(CandidateList& list, int64_t wanted) const {
-    std::vector<uint64_t> keys(list.items().size());
-    for (size_t i = 0; i < keys.size(); ++i) {
-      const int32_t column = list.items()[i].index;
-      const double score = similarity_(line_, column) + row_constant_ + prices_[column];
-      keys[i] = order_key(static_cast<float>(score), static_cast<int32_t>(turn(column)));
-    }
-    const auto chosen = keys.begin() + std::min<int64_t>(wanted, static_cast<int64_t>(keys.size()));
-    std::nth_element(keys.begin(), chosen, keys.end());
-    std::sort(keys.begin(), chosen);
-    keys.erase(chosen, keys.end());
-    for (uint64_t& key : keys) {
-      const int64_t column = (key_index(key) + line_) % columns_;
-      key = order_key(key_score(key), static_cast<int32_t>(column));
-    }
-    list.settle(keys, wanted);
-  }
-
-  // rest: a lower bound on the reduced cost of what `list` dropped.
-  void finish(const CandidateList& list, int64_t wanted, double rest, List<T>& out) const {
-    struct Known {
-      double reduced;
-      T cost;
-      int32_t column;
-      int64_t turn;
-    };
-    const std::vector<saekern::Candidate>& items = list.items();
-    std::vector<Known> found(items.size());
-    for (size_t i = 0; i < items.size(); ++i) {
-      if (i + 2 < items.size()) similarity_.prefetch(items[i + 2].index);
-      const int32_t column = items[i].index;
-      const T cost = -similarity_(line_, column);
-      found[i] = {static_cast<double>(cost) - prices_[column], cost, column, turn(column)};
-    }
-    std::sort(found.begin(), found.end(), [](const Known& a, const Known& b) {
-      return a.reduced != b.reduced ? a.reduced < b.reduced : a.turn < b.turn;
-    });
-    // What lies below the bound on the rest is listed too, now that it is known: its costs were paid for.
-    const auto found_count = static_cast<int64_t>(found.size());
-    int64_t kept = std::min(wanted, found_count);
-    while (kept < std::min(found_count, 2 * wanted) && found[kept].reduced <= rest) ++kept;
-    if (kept < found_count) rest = std::min(rest, found[kept].reduced);
-    out.rest = rest;
-    out.entries.clear();
-    out.entries.reserve(kept);
-    for (int64_t i = 0; i < kept; ++i) {
-      // No bound may exceed the rest's: the search stops at the first one that it does not reach.
-      const T bound = round_down(std::min(found[i].reduced, rest), T());
-      out.entries.push_back({found[i].cost, bound, found[i].column});
-    }
-  }
-
-  void set_row_constant(double constant) { row_constant_ = constant; }
-
- private:
-  const Similarity<T>& similarity_;
-  const std::vector<double>& prices_;
-  const int64_t line_, columns_;
-  double row_constant_ = 0;
-};
-
 }  // namespace
 
 template <typename T>
-VectorCandidates<T>::VectorCandidates(const Similarity<T>& similarity, int threads, Isa isa, Monitor& monitor)
-    : Candidates<T>(similarity.pair().lines),
+VectorCandidates<T>::VectorCandidates(const Similarity<T>& similarity, int64_t spare, int threads, Isa isa,
+                                      Monitor& monitor)
+    : Candidates<T>(similarity.pair().lines + spare),
       similarity_(similarity),
       threads_(threads),
       isa_(isa),
       monitor_(monitor),
-      asked_(similarity.pair().lines, 1) {
+      asked_(similarity.pair().lines + spare, 1) {
   const VectorPair<T>& pair = similarity.pair();
   const bool cosine = pair.metric == Metric::cosine;
   if (std::is_same_v<T, double>) {
@@ -139,10 +69,10 @@ double VectorCandidates<T>::row_constant(int64_t line) const {
 
 template <typename T>
 void VectorCandidates<T>::list_all(int64_t wanted, const std::vector<double>& prices) {
-  asked_.assign(asked_.size(), wanted);
-  std::vector<int32_t> lines(similarity_.pair().lines);
+  asked_.assign(asked_.size(), std::min(wanted, similarity_.pair().columns));
+  std::vector<int32_t> lines(this->lists_.size());
   for (size_t i = 0; i < lines.size(); ++i) lines[i] = static_cast<int32_t>(i);
-  choose(lines, std::vector<int64_t>(lines.size(), std::min(wanted, similarity_.pair().columns)), prices);
+  choose(lines, prices);
 }
 
 template <typename T>
@@ -161,22 +91,21 @@ void VectorCandidates<T>::list_given(const int64_t* index, const double* rest, i
     std::sort(list.entries.begin(), list.entries.end(),
               [](const Entry<T>& x, const Entry<T>& y) { return x.cost < y.cost; });
   });
+  asked_.assign(asked_.size(), std::max<int64_t>(listed, 1));
+  std::vector<int32_t> spare;
+  for (auto i = lines; i < static_cast<int64_t>(this->lists_.size()); ++i) spare.push_back(static_cast<int32_t>(i));
+  if (!spare.empty()) choose_spare(spare, prices);
 }
 
 template <typename T>
 void VectorCandidates<T>::extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) {
   const int64_t columns = similarity_.pair().columns;
-  std::vector<int64_t> wanted(lines.size());
-  for (size_t i = 0; i < lines.size(); ++i) {
-    int64_t& asked = asked_[lines[i]];
-    asked = 8 * asked > columns ? columns : 2 * asked;
-    wanted[i] = asked;
-  }
+  for (const int32_t line : lines) asked_[line] = 8 * asked_[line] > columns ? columns : 2 * asked_[line];
   recomputed_ += static_cast<int64_t>(lines.size());
   ++passes_;
   window_ = std::numeric_limits<float>::infinity();
   shrink();
-  choose(lines, wanted, prices);
+  choose(lines, prices);
 }
 
 // Bounds the memory: cuts lists that have grown. What was asked for stays in asked_, so a line whose list was cut gets
@@ -185,7 +114,7 @@ template <typename T>
 void VectorCandidates<T>::shrink() {
   int64_t total = 0;
   for (const List<T>& list : this->lists_) total += static_cast<int64_t>(list.entries.capacity());
-  if (total <= kRoom * similarity_.pair().lines) return;
+  if (total <= kRoom * static_cast<int64_t>(this->lists_.size())) return;
   for (List<T>& list : this->lists_) {
     constexpr size_t kKept = 32;
     if (list.entries.size() <= kKept) continue;
@@ -196,8 +125,7 @@ void VectorCandidates<T>::shrink() {
 }
 
 template <typename T>
-void VectorCandidates<T>::choose(const std::vector<int32_t>& lines, const std::vector<int64_t>& wanted,
-                                 const std::vector<double>& prices) {
+void VectorCandidates<T>::choose(const std::vector<int32_t>& lines, const std::vector<double>& prices) {
   const VectorPair<T>& pair = similarity_.pair();
   const bool distance = pair.metric == Metric::sqeuclidean;
   std::vector<float> bias;
@@ -208,9 +136,43 @@ void VectorCandidates<T>::choose(const std::vector<int32_t>& lines, const std::v
       bias[j] = static_cast<float>(prices[j] - norm * norm);
     }
   }
-  const auto count = static_cast<int64_t>(lines.size()), step = std::max<int64_t>(96, kGathered / pair.width);
+  std::vector<int32_t> real, spare;
+  std::vector<int64_t> wanted;
+  for (const int32_t line : lines) {
+    if (line >= pair.lines) {
+      spare.push_back(line);
+    } else {
+      real.push_back(line);
+      wanted.push_back(asked_[line]);
+    }
+  }
+  if (!spare.empty()) choose_spare(spare, prices);
+  const auto count = static_cast<int64_t>(real.size()), step = std::max<int64_t>(96, kGathered / pair.width);
   for (int64_t i = 0; i < count; i += step) {
-    choose_some(lines.data() + i, wanted.data() + i, std::min(step, count - i), prices, bias);
+    choose_some(real.data() + i, wanted.data() + i, std::min(step, count - i), prices, bias);
+  }
+}
+
+// The dearest columns are a spare line's cheapest. At first thousands tie: each line begins elsewhere among those.
+template <typename T>
+void VectorCandidates<T>::choose_spare(const std::vector<int32_t>& lines, const std::vector<double>& prices) {
+  const int64_t columns = similarity_.pair().columns;
+  std::vector<int32_t> order(columns);
+  for (int64_t j = 0; j < columns; ++j) order[j] = static_cast<int32_t>(j);
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return prices[a] != prices[b] ? prices[a] > prices[b] : a < b; });
+  const auto first_below =
+      std::find_if(order.begin(), order.end(), [&](int32_t j) { return prices[j] < prices[order[0]]; });
+  const int64_t tied = first_below - order.begin();
+  for (const int32_t line : lines) {
+    const int64_t wanted = std::min(asked_[line], columns), turn = tied > wanted ? line * wanted % tied : 0;
+    List<T>& list = this->lists_[line];
+    list.entries.clear();
+    for (int64_t k = 0; k < wanted; ++k) {
+      const int32_t column = order[tied > wanted ? (turn + k) % tied : k];
+      list.entries.push_back({T(0), round_down(-prices[column], T()), column});
+    }
+    list.rest = wanted == columns ? kInfinity : -prices[order[tied > wanted ? 0 : wanted]];
   }
 }
 

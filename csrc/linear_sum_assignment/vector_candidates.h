@@ -17,7 +17,8 @@ namespace saekern::assignment {
 template <typename T>
 class VectorCandidates final : public Candidates<T> {
  public:
-  VectorCandidates(const Similarity<T>& similarity, int threads, Isa isa, Monitor& monitor);
+  // `spare` further lines cost 0 in every column: with them a matrix that is a little wider than high is square.
+  VectorCandidates(const Similarity<T>& similarity, int64_t spare, int threads, Isa isa, Monitor& monitor);
 
   // Lists at least `wanted` columns of every line, chosen at `prices` [columns].
   void list_all(int64_t wanted, const std::vector<double>& prices);
@@ -32,7 +33,8 @@ class VectorCandidates final : public Candidates<T> {
   int64_t passes() const { return passes_; }
 
  private:
-  void choose(const std::vector<int32_t>& lines, const std::vector<int64_t>& wanted, const std::vector<double>& prices);
+  void choose(const std::vector<int32_t>& lines, const std::vector<double>& prices);
+  void choose_spare(const std::vector<int32_t>& lines, const std::vector<double>& prices);
   void choose_some(const int32_t* lines, const int64_t* wanted, int64_t count, const std::vector<double>& prices,
                    const std::vector<float>& bias);
   void shrink();

@@ -1,14 +1,23 @@
-"""Exact linear sum assignment: scipy's call and answer over a solver that reads most of the matrix once."""
+"""The door to the C++ solver: matrices in memory, dense or sparse, and vectors whose matrix is never formed."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from saekern import _C
+from saekern.ops import library
+
+Metric = Literal["cosine", "dot", "sqeuclidean"]
+METRICS = ("cosine", "dot", "sqeuclidean")  # in the order of csrc/linear_sum_assignment/similarity.h
+Progress = Callable[[str, int, int], None]
 
 
 def linear_sum_assignment(
-    cost: ArrayLike | torch.Tensor, maximize: bool = False
+    cost: ArrayLike | Tensor | Any, maximize: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The assignment min Σ_i cost[i, column(i)] over one-to-one pairs, exactly; the maximum with `maximize`.
 
@@ -18,10 +27,12 @@ def linear_sum_assignment(
     float32 and float64 matrices, any strides, are read where they lie: no copy, transposed or negated. Lower precisions
     are widened to float32, integers and booleans converted to float64. Path lengths and prices are float64 whatever the
     input, so float32 costs are added up exactly as float64 costs would be. The result does not depend on the number of
-    threads, `torch.get_num_threads()`, which divide the first pass over the matrix; the GIL is released.
+    threads, `torch.get_num_threads()`, which divide the first pass over the matrix; the GIL is released, and Ctrl-C
+    is answered.
 
     Args:
-        cost: [n, m], array or tensor. +inf forbids a pair (−inf with `maximize`).
+        cost: [n, m], array or tensor. +inf forbids a pair (−inf with `maximize`). Or a matrix or array of scipy.sparse:
+            what it does not store is forbidden, and a stored 0 is a cost of 0.
         maximize: look for the largest total instead.
 
     Returns:
@@ -34,11 +45,84 @@ def linear_sum_assignment(
 
     Source: shortest augmenting paths, Crouse 2016, over candidate lists with bounds; see csrc/linear_sum_assignment.h.
     """
-    matrix = _as_matrix(cost)
-    assignment = np.empty(matrix.shape[0], dtype=np.int64)
-    _C.linear_sum_assignment(matrix, bool(maximize), torch.get_num_threads(), assignment)
+    if hasattr(cost, "tocsr"):
+        assignment = _solve_sparse(cost, bool(maximize))
+    else:
+        matrix = _as_matrix(cost)
+        assignment = np.empty(matrix.shape[0], dtype=np.int64)
+        _C.linear_sum_assignment(matrix, bool(maximize), library.threads(), assignment)
     rows = np.flatnonzero(assignment >= 0)
     return rows, assignment[rows]
+
+
+def _solve_sparse(cost: Any, maximize: bool) -> NDArray[np.int64]:
+    rows, columns = cost.shape
+    lines = (cost.T if rows > columns else cost).tocsr(copy=True)
+    lines.sum_duplicates()
+    costs = _supported(lines.data)
+    assignment = np.empty(rows, dtype=np.int64)
+    offsets, indices = lines.indptr.astype(np.int64), lines.indices.astype(np.int32)
+    _C.sparse_assignment(offsets, indices, costs, max(rows, columns), rows > columns, maximize, assignment)
+    return assignment
+
+
+class VectorAssignment(NamedTuple):
+    """Optimal pairs of `a` and `b`, and duals that prove it: u_i + v_j ≥ similarity(i, j) for all i, j, v ≥ 0."""
+
+    index: Tensor  # [Fa] int64
+    similarity: Tensor  # [Fa]
+    u: Tensor  # [Fa] float64
+    v: Tensor  # [Fb] float64, 0 where b's row is left over
+    margin: Tensor  # [Fa] float64
+    rows_recomputed: int
+
+
+def assign_vectors(
+    a: Tensor,
+    b: Tensor,
+    metric: Metric = "cosine",
+    *,
+    prices: Tensor | None = None,
+    candidates: tuple[Tensor, Tensor] | None = None,
+    progress: Progress | None = None,
+) -> VectorAssignment:
+    """The one-to-one map of a's rows [Fa, D] into b's [Fb, D], Fa ≤ Fb, of largest total similarity.
+
+    Exact for the similarities of the given rows in float64, rounded once to their own dtype. The [Fa, Fb] matrix is
+    never formed; see csrc/vector_assignment.h.
+
+    Args:
+        a, b: contiguous float32 or float64 on the CPU, finite.
+        metric: cosine; dot, ⟨a, b⟩; or sqeuclidean, −‖a − b‖².
+        prices: [Fb] float64, v of an earlier solution: a better beginning where little has changed. Not used where Fb is
+            more than an eighth larger than Fa.
+        candidates: index [Fa, m] int64, and rest [Fa] float64 that no similarity outside the list exceeds: a first pass
+            made elsewhere.
+        progress: called as progress(phase, done, total) about 20 times a second.
+    """
+    dtype = a.numpy().dtype
+    lines, columns = a.shape[0], b.shape[0]
+    index, similarity = np.empty(lines, np.int64), np.empty(lines, dtype)
+    u, v, margin = np.empty(lines), np.empty(columns), np.empty(lines)
+    start = None if prices is None else (-prices.clamp(min=0)).to(torch.float64).contiguous().numpy()
+    listed = (None, None) if candidates is None else tuple(x.contiguous().numpy() for x in candidates)
+    recomputed, _ = _C.vector_assignment(
+        a.numpy(),
+        b.numpy(),
+        METRICS.index(metric),
+        start,
+        *listed,
+        index,
+        similarity,
+        u,
+        v,
+        margin,
+        library.threads(),
+        library.isa(),
+        progress,
+    )
+    tensors = (torch.from_numpy(x) for x in (index, similarity, u, v, margin))
+    return VectorAssignment(*tensors, rows_recomputed=recomputed)
 
 
 def _as_matrix(cost: ArrayLike | torch.Tensor) -> np.ndarray:
@@ -48,9 +132,12 @@ def _as_matrix(cost: ArrayLike | torch.Tensor) -> np.ndarray:
     matrix = np.asarray(cost)
     if matrix.ndim != 2:
         raise ValueError(f"expected a matrix (2-D array), got a {matrix.ndim} array")
-    if matrix.dtype == np.float16:
-        matrix = matrix.astype(np.float32)
-    elif matrix.dtype not in (np.float32, np.float64):
-        matrix = matrix.astype(np.float64, casting="safe")
+    matrix = _supported(matrix)
     usable = matrix.flags.aligned and matrix.dtype.isnative and all(s % matrix.itemsize == 0 for s in matrix.strides)
     return matrix if usable else np.ascontiguousarray(matrix, dtype=matrix.dtype.newbyteorder("="))
+
+
+def _supported(values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.float16:
+        return values.astype(np.float32)
+    return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64, casting="safe")

@@ -1,19 +1,21 @@
-"""Two dictionaries: best partners by blocks, or the one-to-one assignment of largest total cosine."""
+"""Two dictionaries: best partners by blocks, or the one-to-one assignment of largest total cosine, with its proof."""
 
+import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from saekern import ops
-from saekern.matching.assignment import linear_sum_assignment
+from saekern.matching.assignment import METRICS, Metric, Progress, VectorAssignment, assign_vectors
 from saekern.matching.geometry import as_dictionary, live_rows
-from saekern.matching.result import Matching
-from saekern.reference.nearest import unit_rows
+from saekern.matching.result import Certificate, Matching
+from saekern.matching.verify import worst_violation
 
 Method = Literal["assignment", "nearest"]
 METHODS = ("assignment", "nearest")
-BLOCK = 1024  # rows of the cosine matrix per GEMM: 1024 × 131072 floats are 0.5 GiB, and larger blocks are no faster
+LISTED = 48  # candidates a latent that a GPU chooses for the solver, as many as the solver lists itself
 
 
 def match(
@@ -22,29 +24,54 @@ def match(
     method: Method = "assignment",
     *,
     dead: tuple[Tensor | None, Tensor | None] = (None, None),
+    metric: Metric = "cosine",
+    verify: bool = False,
+    start: Matching | Certificate | None = None,
+    progress: Progress | None = None,
 ) -> Matching:
     """The partner of each of a's latents among b's, by signed cosine of the decoder rows.
 
     nearest:     index[i] = argmax_j cos(a_i, b_j); many latents may share a partner. Memory does not grow with Fa·Fb.
                  Ties go to the smaller index. The margin is the distance to the runner-up.
     assignment:  index = argmax over one-to-one maps π of Σ_i cos(a_i, b_π(i)); the smaller side is matched in full.
-                 Dense: 4·Fa·Fb bytes of cosines beside the solver's own needs (16,384 latents: 1 GiB).
+                 Exact for the cosines of the given rows computed in float64 and rounded once to float32 (float64 rows:
+                 to float64), and the certificate proves it. The [Fa, Fb] matrix is never formed: beside the
+                 dictionaries it takes about 50 candidates a latent and half a float32 copy of b, at most 256 MB (float64
+                 dictionaries, and rows to be set aside: one more copy). The answer does not depend on the number
+                 of threads. Dictionaries on a GPU choose the candidates there; the search runs on the CPU.
 
     Args:
         a, b: dictionaries [Fa, D] and [Fb, D], or SAEs with `.dictionary`. Fa and Fb may differ.
         dead: bool masks [Fa] and [Fb] (or None) of latents to set aside on either side: they get index −1 and are
             nobody's partner. Rows of norm zero are always set aside.
+        metric: for an assignment also "dot", ⟨a_i, b_j⟩, or "sqeuclidean", −‖a_i − b_j‖², in place of the cosine; the
+            result's `cosine` then holds that.
+        verify: look at all pairs once more, by other means, before the certificate says `verified`: the time of one
+            matrix product [Fa, D] × [D, Fb].
+        start: an earlier assignment of dictionaries with as many latents that have changed little since: its prices are
+            a better beginning. The total is the same, whatever they are; so is the time of the first pass over all pairs.
+        progress: called as progress(phase, done, total) up to 20 times a second.
 
     Raises:
-        TypeError, ValueError: an unknown method, or dictionaries and masks that do not fit.
+        TypeError, ValueError: an unknown method or metric, options that the method does not have, or dictionaries,
+            masks and prices that do not fit.
+        RuntimeError: `verify` found a pair above its prices. That would be a defect of this library.
 
     Source: Gerasimov et al. 2026 (nearest); Paulo & Belrose 2025 (assignment).
     """
     check_method(method)
     a, b = same_space(as_dictionary(a, "a"), as_dictionary(b, "b"))
     live_a, live_b = live_rows(a, dead[0], "a"), live_rows(b, dead[1], "b")
-    if method == "assignment":
-        return match_both(a, b, method, live_a, live_b)[0]
+    if method == "nearest":
+        if metric != "cosine" or verify or start is not None:
+            raise ValueError("method: metric, verify and start are for 'assignment', got 'nearest'")
+        return _nearest(a, b, live_a, live_b)
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+    return _assign(a, b, live_a, live_b, metric, verify, start, progress)
+
+
+def _nearest(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor) -> Matching:
     if not live_a.any() or not live_b.any():
         return expand(None, live_a, live_b, a, margin=a.new_empty(0))
     kept = int(live_b.sum())
@@ -53,37 +80,110 @@ def match(
     return expand((index[:, 0], cosine[:, 0]), live_a, live_b, a, margin)
 
 
+def _assign(
+    a: Tensor,
+    b: Tensor,
+    live_a: Tensor,
+    live_b: Tensor,
+    metric: Metric,
+    verify: bool,
+    start: Matching | Certificate | None,
+    progress: Progress | None,
+) -> Matching:
+    """From the side with fewer live latents, which the solver matches in full; turned round at the end."""
+    turned = int(live_a.sum()) > int(live_b.sum())
+    prices = None if start is None else _prices(start, turned, a, b)
+    if turned:
+        a, b, live_a, live_b = b, a, live_b, live_a
+    u, v = (torch.zeros(live.shape, dtype=torch.float64, device=a.device) for live in (live_a, live_b))
+    if not live_a.any():
+        none = torch.full(live_a.shape, torch.nan, dtype=a.dtype, device=a.device)
+        proof = Certificate(True, 0.0, 0.0, 0.0, *((v, u) if turned else (u, v)), 0, verify)
+        matching = Matching(torch.full(live_a.shape, -1, device=a.device), none, none, proof)
+        return _turn(matching, live_b) if turned else matching
+    kept_a, kept_b = rows_of(a, live_a), rows_of(b, live_b)
+    candidates = _candidates_of(kept_a, kept_b) if a.device.type == "cuda" and metric == "cosine" else None
+    host_a, host_b = (kept.cpu().contiguous() for kept in (kept_a, kept_b))
+    host_prices = None if prices is None else prices[live_b].cpu()
+    found = assign_vectors(host_a, host_b, metric, prices=host_prices, candidates=candidates, progress=progress)
+    _check_finite(found, metric)
+    if verify:
+        worst = worst_violation(host_a, host_b, found.u, found.v, metric)
+        if worst > _rounding(found):
+            raise RuntimeError(
+                f"assignment: a pair stands {worst:.3g} above its prices; please report the dictionaries"
+            )
+    u[live_a], v[live_b] = found.u.to(a.device), found.v.to(a.device)
+    primal = float(found.similarity.double().sum())
+    gap = float(found.u.sum() + found.v.sum()) - primal
+    proof = Certificate(
+        abs(gap) <= _rounding(found) * len(found.u),
+        primal,
+        primal + gap,
+        gap,
+        *((v, u) if turned else (u, v)),
+        found.rows_recomputed,
+        verify,
+    )
+    margin = torch.where(found.margin.isinf(), torch.nan, found.margin).to(a)
+    matching = expand((found.index.to(a.device), found.similarity.to(a.device)), live_a, live_b, a, margin)
+    matching = replace(matching, certificate=proof)
+    return _turn(matching, live_b) if turned else matching
+
+
+def _rounding(found: VectorAssignment) -> float:
+    """What float64 may lose in one price: each is a sum of differences of similarities along paths, and those of unit
+    float32 rows are exact in float64."""
+    return 2.0**-44 * max(1.0, float(found.u.abs().max()), float(found.v.abs().max()))
+
+
+def _check_finite(found: VectorAssignment, metric: Metric) -> None:
+    if not (math.isfinite(float(found.u.sum())) and math.isfinite(float(found.v.sum()))):
+        raise ValueError(f"{metric}: the similarities exceed the largest number of their dtype; scale the dictionaries")
+
+
+def _prices(start: Matching | Certificate, turned: bool, a: Tensor, b: Tensor) -> Tensor:
+    """[Fb], or [Fa] where the sides are turned."""
+    proof = start.certificate if isinstance(start, Matching) else start
+    if proof is None:
+        raise ValueError("start: expected an assignment with its certificate, got a Matching without one")
+    if [*proof.u.shape, *proof.v.shape] != [a.shape[0], b.shape[0]]:
+        got = f"{proof.u.shape[0]} and {proof.v.shape[0]}"
+        raise ValueError(f"start: expected prices of {a.shape[0]} and {b.shape[0]} latents, got {got}")
+    side = proof.u if turned else proof.v
+    return (side - side.min()).to(a.device)
+
+
+def _candidates_of(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """From the GPU. Its cosines are float32 sums in a fixed order, within (D + 8) 2⁻²⁴ of the float64 ones."""
+    _, index, rest = ops.nearest_top(a, b, min(LISTED, b.shape[0]))
+    return index.cpu(), rest.double().cpu() + (a.shape[1] + 8) * 2.0**-24
+
+
+def _turn(matching: Matching, live_b: Tensor) -> Matching:
+    """The same pairs from b's side."""
+    matched = matching.index >= 0
+    rows, columns = matched.nonzero()[:, 0], matching.index[matched]
+    index = matching.index.new_full(live_b.shape, -1)
+    cosine, margin = (matching.cosine.new_full(live_b.shape, torch.nan) for _ in range(2))
+    index[columns] = rows
+    cosine[columns] = matching.cosine[matched]
+    if matching.margin is not None:
+        margin[columns] = matching.margin[matched]
+    return replace(matching, index=index, cosine=cosine, margin=margin)
+
+
 def match_both(a: Tensor, b: Tensor, method: Method, live_a: Tensor, live_b: Tensor) -> tuple[Matching, Matching]:
     """Both directions, a → b and b → a, from one pass over the cosines (nearest) or one solution (assignment)."""
+    if method == "assignment":
+        forward = _assign(a, b, live_a, live_b, "cosine", False, None, None)
+        forward = replace(forward, margin=None, certificate=None)
+        return forward, _turn(forward, live_b)
     if not live_a.any() or not live_b.any():
         return expand(None, live_a, live_b, a), expand(None, live_b, live_a, b)
-    kept_a, kept_b = rows_of(a, live_a), rows_of(b, live_b)
-    if method == "nearest":
-        pair = ops.nearest(kept_a, kept_b)
-        forward, backward = (pair.a_index, pair.a_cosine), (pair.b_index, pair.b_cosine)
-    else:
-        forward, backward = assign(kept_a, kept_b)
+    pair = ops.nearest(rows_of(a, live_a), rows_of(b, live_b))
+    forward, backward = (pair.a_index, pair.a_cosine), (pair.b_index, pair.b_cosine)
     return expand(forward, live_a, live_b, a), expand(backward, live_b, live_a, b)
-
-
-def assign(a: Tensor, b: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The assignment as (index, cosine) from either side; −1 for the latents of the larger side that are left over."""
-    unit_a, unit_b = unit_rows(a), unit_rows(b)
-    cosine = torch.empty(a.shape[0], b.shape[0], dtype=unit_a.dtype)
-    for start in range(0, a.shape[0], BLOCK):
-        cosine[start : start + BLOCK] = unit_a[start : start + BLOCK] @ unit_b.T
-    row, column = (torch.as_tensor(x, device=a.device) for x in linear_sum_assignment(cosine.numpy(), maximize=True))
-    # Not read from the matrix: a float64 sum rounded once does not depend on the GEMM library's blocking.
-    matched = (unit_a[row].to(torch.float64) * unit_b[column]).sum(dim=1).to(unit_a.dtype)
-    return _scatter(row, column, matched, a.shape[0]), _scatter(column, row, matched, b.shape[0])
-
-
-def _scatter(source: Tensor, target: Tensor, cosine: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    index = target.new_full((size,), -1)
-    index[source] = target
-    full = cosine.new_full((size,), torch.nan)
-    full[source] = cosine
-    return index, full
 
 
 def expand(

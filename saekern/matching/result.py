@@ -10,7 +10,8 @@ class Certificate(NamedTuple):
     """Proof that an assignment is optimal: dual prices whose value bounds every assignment from above."""
 
     exact: bool
-    """The primal and dual values agree within rounding: no assignment has a larger sum of cosines."""
+    """The primal and dual values agree within the rounding of their sums: no assignment has a larger sum of cosines,
+    each computed in float64 from the given rows and rounded once to their dtype."""
     primal: float
     """Σ cosine over the assigned pairs."""
     dual: float
@@ -18,11 +19,14 @@ class Certificate(NamedTuple):
     gap: float
     """dual − primal."""
     u: Tensor
-    """[Fa] prices of a's latents."""
+    """[Fa] float64 prices of a's latents, u_i + v_j ≥ cosine(i, j) for all pairs of live latents."""
     v: Tensor
-    """[Fb] prices of b's latents."""
+    """[Fb] float64 prices of b's latents. The side with more live latents has prices ≥ 0, and 0 where a latent is left
+    over; latents that were set aside have 0 on both sides."""
     rows_recomputed: int
-    """Rows of the cosine matrix that a candidate list did not settle and that were computed in full."""
+    """Candidate lists that turned out too short and were chosen again from a whole row of cosines."""
+    verified: bool = False
+    """A second pass over all pairs, with products of another library, found u_i + v_j ≥ cosine(i, j) everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +39,10 @@ class Matching:
     cosine: Tensor
     """[Fa] signed cosine of the two decoder rows (float32, float64 for float64 dictionaries); NaN where index is −1."""
     margin: Tensor | None = None
-    """[Fa] best minus second-best cosine, NaN where there is no second; None where it was not computed: nearest
-    partners from `match` have it, assignments and the pairs of a `PairStore` do not."""
+    """[Fa], NaN where there is no partner or no other choice; None where it was not computed, as for the pairs of a
+    `PairStore`. Nearest partners: best minus second-best cosine. Assignments: the pair stays in an optimal assignment
+    while its cosine falls by no more than this; a lower bound from the prices, often 0, or with `margin="exact"` the
+    exact amount."""
     certificate: Certificate | None = None
     """Proof of optimality of an assignment; None where the solver made none."""
 
