@@ -94,8 +94,8 @@ def assign_vectors(
     Args:
         a, b: contiguous float32 or float64 on the CPU, finite.
         metric: cosine; dot, ⟨a, b⟩; or sqeuclidean, −‖a − b‖².
-        prices: [Fb] float64, v of an earlier solution: a better beginning where little has changed. Not used where Fb is
-            more than an eighth larger than Fa.
+        prices: [Fb] float64, v of an earlier solution: a better beginning where little has changed. Not used where Fb
+            is more than an eighth larger than Fa.
         candidates: index [Fa, m] int64, and rest [Fa] float64 that no similarity outside the list exceeds: a first pass
             made elsewhere.
         progress: called as progress(phase, done, total) about 20 times a second.
@@ -121,8 +121,8 @@ def assign_vectors(
         library.isa(),
         progress,
     )
-    tensors = (torch.from_numpy(x) for x in (index, similarity, u, v, margin))
-    return VectorAssignment(*tensors, rows_recomputed=recomputed)
+    tensors = [torch.from_numpy(x) for x in (index, similarity, u, v, margin)]
+    return VectorAssignment(*tensors, recomputed)
 
 
 def _as_matrix(cost: ArrayLike | torch.Tensor) -> np.ndarray:

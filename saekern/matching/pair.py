@@ -36,9 +36,9 @@ def match(
     assignment:  index = argmax over one-to-one maps π of Σ_i cos(a_i, b_π(i)); the smaller side is matched in full.
                  Exact for the cosines of the given rows computed in float64 and rounded once to float32 (float64 rows:
                  to float64), and the certificate proves it. The [Fa, Fb] matrix is never formed: beside the
-                 dictionaries it takes about 50 candidates a latent and half a float32 copy of b, at most 256 MB (float64
-                 dictionaries, and rows to be set aside: one more copy). The answer does not depend on the number
-                 of threads. Dictionaries on a GPU choose the candidates there; the search runs on the CPU.
+                 dictionaries it takes about 50 candidates a latent and a packed copy of b if that is below 256 MB;
+                 float64 dictionaries, and rows to be set aside, take one more copy. The answer does not depend on the
+                 number of threads. Dictionaries on a GPU choose the candidates there; the search runs on the CPU.
 
     Args:
         a, b: dictionaries [Fa, D] and [Fb, D], or SAEs with `.dictionary`. Fa and Fb may differ.
@@ -48,8 +48,8 @@ def match(
             result's `cosine` then holds that.
         verify: look at all pairs once more, by other means, before the certificate says `verified`: the time of one
             matrix product [Fa, D] × [D, Fb].
-        start: an earlier assignment of dictionaries with as many latents that have changed little since: its prices are
-            a better beginning. The total is the same, whatever they are; so is the time of the first pass over all pairs.
+        start: an earlier assignment of dictionaries with as many latents that changed little since: its prices are a
+            better beginning. The total is the same, whatever they are, and the first pass over all pairs as long.
         progress: called as progress(phase, done, total) up to 20 times a second.
 
     Raises:
@@ -182,8 +182,10 @@ def match_both(a: Tensor, b: Tensor, method: Method, live_a: Tensor, live_b: Ten
     if not live_a.any() or not live_b.any():
         return expand(None, live_a, live_b, a), expand(None, live_b, live_a, b)
     pair = ops.nearest(rows_of(a, live_a), rows_of(b, live_b))
-    forward, backward = (pair.a_index, pair.a_cosine), (pair.b_index, pair.b_cosine)
-    return expand(forward, live_a, live_b, a), expand(backward, live_b, live_a, b)
+    return (
+        expand((pair.a_index, pair.a_cosine), live_a, live_b, a),
+        expand((pair.b_index, pair.b_cosine), live_b, live_a, b),
+    )
 
 
 def expand(
