@@ -100,29 +100,25 @@ def assign_vectors(
             made elsewhere.
         progress: called as progress(phase, done, total) about 20 times a second.
     """
-    dtype = a.numpy().dtype
     lines, columns = a.shape[0], b.shape[0]
-    index, similarity = np.empty(lines, np.int64), np.empty(lines, dtype)
-    u, v, margin = np.empty(lines), np.empty(columns), np.empty(lines)
-    start = None if prices is None else (-prices.clamp(min=0)).to(torch.float64).contiguous().numpy()
-    listed = (None, None) if candidates is None else tuple(x.contiguous().numpy() for x in candidates)
+    index, similarity = torch.empty(lines, dtype=torch.int64), torch.empty(lines, dtype=a.dtype)
+    u, v, margin = (torch.empty(n, dtype=torch.float64) for n in (lines, columns, lines))
+    start = None if prices is None else (-prices.clamp(min=0)).to(torch.float64).contiguous()
+    listed = (None, None) if candidates is None else candidates
     recomputed, _ = _C.vector_assignment(
-        a.numpy(),
-        b.numpy(),
+        _view(a),
+        _view(b),
         METRICS.index(metric),
-        start,
-        *listed,
-        index,
-        similarity,
-        u,
-        v,
-        margin,
+        *(_view(x) for x in (start, *listed, index, similarity, u, v, margin)),
         library.threads(),
         library.isa(),
         progress,
     )
-    tensors = [torch.from_numpy(x) for x in (index, similarity, u, v, margin)]
-    return VectorAssignment(*tensors, recomputed)
+    return VectorAssignment(index, similarity, u, v, margin, recomputed)
+
+
+def _view(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.contiguous().numpy()
 
 
 def _as_matrix(cost: ArrayLike | torch.Tensor) -> np.ndarray:
