@@ -69,7 +69,7 @@ def _solve_sparse(cost: Any, maximize: bool) -> NDArray[np.int64]:
 class VectorAssignment(NamedTuple):
     """Optimal pairs of `a` and `b`, and duals that prove it: u_i + v_j ≥ similarity(i, j) for all i, j, v ≥ 0."""
 
-    index: Tensor  # [Fa] int64
+    partner: Tensor  # [Fa] int64
     similarity: Tensor  # [Fa]
     u: Tensor  # [Fa] float64
     v: Tensor  # [Fb] float64, 0 where b's row is left over

@@ -126,7 +126,7 @@ def _assign(
         verify,
     )
     margin = torch.where(found.margin.isinf(), torch.nan, found.margin).to(a)
-    matching = expand((found.index.to(a.device), found.similarity.to(a.device)), live_a, live_b, a, margin)
+    matching = expand((found.partner.to(a.device), found.similarity.to(a.device)), live_a, live_b, a, margin)
     matching = replace(matching, certificate=proof)
     return _turn(matching, live_b) if turned else matching
 
