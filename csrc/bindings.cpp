@@ -273,14 +273,16 @@ template <typename T>
 py::tuple bind_vector_assignment(const Array<T>& a, const Array<T>& b, int metric, const Optional<double>& start_prices,
                                  const Optional<int64_t>& start_index, const Optional<double>& start_rest,
                                  Array<int64_t> assignment, Array<T> similarity, Array<double> u, Array<double> v,
-                                 Array<double> margin, int threads, const std::string& isa, py::object progress) {
+                                 Array<double> margin, bool exact_margins, int threads, const std::string& isa,
+                                 py::object progress) {
   const assignment::VectorPair<T> pair{a.data(),   b.data(),   a.shape(0),
                                        b.shape(0), a.shape(1), static_cast<assignment::Metric>(metric)};
-  AssignmentStart start;
-  start.prices = in(start_prices);
-  start.index = in(start_index);
-  start.rest = in(start_rest);
-  if (start_index) start.listed = start_index->shape(1);
+  AssignmentOptions options;
+  options.prices = in(start_prices);
+  options.index = in(start_index);
+  options.rest = in(start_rest);
+  if (start_index) options.listed = start_index->shape(1);
+  options.exact_margins = exact_margins;
   const AssignmentProof<T> proof{assignment.mutable_data(), similarity.mutable_data(), u.mutable_data(),
                                  v.mutable_data(), margin.mutable_data()};
   const Isa level = isa_of(isa);
@@ -288,7 +290,7 @@ py::tuple bind_vector_assignment(const Array<T>& a, const Array<T>& b, int metri
   AssignmentEffort effort;
   {
     const py::gil_scoped_release nogil;
-    effort = vector_assignment(pair, start, threads, level, monitor, proof);
+    effort = vector_assignment(pair, options, threads, level, monitor, proof);
   }
   return py::make_tuple(effort.recomputed, effort.rounds);
 }
@@ -301,8 +303,8 @@ void define_assignments(py::module_& m) {
   m.def("sparse_assignment", &bind_sparse_assignment<T>, a("offsets"), a("columns"), a("costs"), a("length"),
         a("transposed"), a("maximize"), a("assignment"));
   m.def("vector_assignment", &bind_vector_assignment<T>, a("a"), a("b"), a("metric"), a("start_prices"),
-        a("start_index"), a("start_rest"), a("assignment"), a("similarity"), a("u"), a("v"), a("margin"), a("threads"),
-        py::arg("isa") = "", py::arg("progress") = py::none());
+        a("start_index"), a("start_rest"), a("assignment"), a("similarity"), a("u"), a("v"), a("margin"),
+        a("exact_margins"), a("threads"), py::arg("isa") = "", py::arg("progress") = py::none());
 }
 
 Array<float> bind_large_output(const std::vector<py::ssize_t>& shape) {

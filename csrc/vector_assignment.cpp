@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "linear_sum_assignment/auction.h"
+#include "linear_sum_assignment/exact_margins.h"
 #include "linear_sum_assignment/greedy.h"
 #include "linear_sum_assignment/matching.h"
 #include "linear_sum_assignment/search.h"
@@ -83,7 +84,7 @@ void write_proof(Matching& matching, int64_t lines, const VectorCandidates<T>& c
 }  // namespace
 
 template <typename T>
-AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentStart& start, int threads, Isa isa,
+AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentOptions& options, int threads, Isa isa,
                                    Monitor& monitor, const AssignmentProof<T>& proof) {
   // An auction, and prices to begin with, need a column for every line and none left over. Spare lines provide that
   // where they are few; where columns are plenty, there is little to fight over and the search alone is fast.
@@ -93,9 +94,9 @@ AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentSt
   const Similarity<T> similarity(pair, threads);
   VectorCandidates<T> candidates(similarity, spare, threads, isa, monitor);
   Matching matching(pair.lines + spare, pair.columns);
-  if (start.prices && square) std::copy(start.prices, start.prices + pair.columns, matching.price.begin());
-  if (start.index) {
-    candidates.list_given(start.index, start.rest, start.listed);
+  if (options.prices && square) std::copy(options.prices, options.prices + pair.columns, matching.price.begin());
+  if (options.index) {
+    candidates.list_given(options.index, options.rest, options.listed);
   } else {
     candidates.list_all(kListed, matching.price);
   }
@@ -105,13 +106,18 @@ AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentSt
     match_cheapest(candidates, matching);
   }
   match_free(candidates, matching, monitor);
+  std::vector<double> margins(options.exact_margins ? pair.lines : 0);
+  if (options.exact_margins) {
+    exact_margins(similarity, matching, candidates, threads, isa, monitor, margins.data());
+  }
   write_proof(matching, pair.lines, candidates, proof);
+  std::copy(margins.begin(), margins.end(), proof.margin);
   return {candidates.recomputed(), candidates.passes()};
 }
 
-template AssignmentEffort vector_assignment(const VectorPair<float>&, const AssignmentStart&, int, Isa, Monitor&,
+template AssignmentEffort vector_assignment(const VectorPair<float>&, const AssignmentOptions&, int, Isa, Monitor&,
                                             const AssignmentProof<float>&);
-template AssignmentEffort vector_assignment(const VectorPair<double>&, const AssignmentStart&, int, Isa, Monitor&,
+template AssignmentEffort vector_assignment(const VectorPair<double>&, const AssignmentOptions&, int, Isa, Monitor&,
                                             const AssignmentProof<double>&);
 
 }  // namespace saekern

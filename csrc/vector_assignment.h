@@ -12,12 +12,13 @@
 
 namespace saekern {
 
-// Where the search begins. All null: from nothing.
-struct AssignmentStart {
+// Where the search begins, all null: from nothing; and what is computed at the end.
+struct AssignmentOptions {
   const double* prices = nullptr;  // [columns] duals of an earlier solution
   const int64_t* index = nullptr;  // [lines, listed] candidates chosen elsewhere, -1 for none
   const double* rest = nullptr;    // [lines] no similarity outside the list exceeds it
   int64_t listed = 0;
+  bool exact_margins = false;  // see exact_margins.h; otherwise a lower bound from the duals
 };
 
 // Duals: u[i] + v[j] >= similarity(i, j) for every pair, with equality for the assigned ones, v >= 0, and v = 0 for a
@@ -40,7 +41,7 @@ struct AssignmentEffort {
 // beside the vectors: about 50 candidates of 12 to 16 bytes a line and what screen.h holds; vectors of doubles are
 // copied once in float. The answer does not depend on the number of threads.
 template <typename T>
-AssignmentEffort vector_assignment(const assignment::VectorPair<T>& pair, const AssignmentStart& start, int threads,
+AssignmentEffort vector_assignment(const assignment::VectorPair<T>& pair, const AssignmentOptions& options, int threads,
                                    Isa isa, Monitor& monitor, const AssignmentProof<T>& proof);
 
 }  // namespace saekern

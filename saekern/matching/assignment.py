@@ -84,6 +84,7 @@ def assign_vectors(
     *,
     prices: Tensor | None = None,
     candidates: tuple[Tensor, Tensor] | None = None,
+    exact_margins: bool = False,
     progress: Progress | None = None,
 ) -> VectorAssignment:
     """The one-to-one map of a's rows [Fa, D] into b's [Fb, D], Fa ≤ Fb, of largest total similarity.
@@ -98,6 +99,8 @@ def assign_vectors(
             is more than an eighth larger than Fa.
         candidates: index [Fa, m] int64, and rest [Fa] float64 that no similarity outside the list exceeds: a first pass
             made elsewhere.
+        exact_margins: how much each similarity can fall before another assignment is better, in place of a lower bound
+            from the prices: two more passes over all pairs, and a search a row.
         progress: called as progress(phase, done, total) about 20 times a second.
     """
     lines, columns = a.shape[0], b.shape[0]
@@ -117,6 +120,7 @@ def assign_vectors(
         _view(u),
         _view(v),
         _view(margin),
+        exact_margins,
         library.threads(),
         library.isa(),
         progress,

@@ -27,6 +27,7 @@ def match(
     metric: Metric = "cosine",
     verify: bool = False,
     start: Matching | Certificate | None = None,
+    margin: Literal["bound", "exact"] = "bound",
     progress: Progress | None = None,
 ) -> Matching:
     """The partner of each of a's latents among b's, by signed cosine of the decoder rows.
@@ -50,6 +51,8 @@ def match(
             matrix product [Fa, D] × [D, Fb].
         start: an earlier assignment of dictionaries with as many latents that changed little since: its prices are a
             better beginning. The total is the same, whatever they are, and the first pass over all pairs as long.
+        margin: "exact" finds by how much the cosine of each pair can fall before another assignment is better; it takes
+            two more passes over all pairs, and a search for each. "bound", a lower bound, costs nothing and is often 0.
         progress: called as progress(phase, done, total) up to 20 times a second.
 
     Raises:
@@ -63,12 +66,14 @@ def match(
     a, b = same_space(as_dictionary(a, "a"), as_dictionary(b, "b"))
     live_a, live_b = live_rows(a, dead[0], "a"), live_rows(b, dead[1], "b")
     if method == "nearest":
-        if metric != "cosine" or verify or start is not None:
-            raise ValueError("method: metric, verify and start are for 'assignment', got 'nearest'")
+        if metric != "cosine" or verify or start is not None or margin != "bound":
+            raise ValueError("method: metric, verify, start and margin are for 'assignment', got 'nearest'")
         return _nearest(a, b, live_a, live_b)
     if metric not in METRICS:
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
-    return _assign(a, b, live_a, live_b, metric, verify, start, progress)
+    if margin not in ("bound", "exact"):
+        raise ValueError(f"margin: expected 'bound' or 'exact', got {margin!r}")
+    return _assign(a, b, live_a, live_b, metric, verify, start, margin == "exact", progress)
 
 
 def _nearest(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor) -> Matching:
@@ -88,6 +93,7 @@ def _assign(
     metric: Metric,
     verify: bool,
     start: Matching | Certificate | None,
+    exact_margins: bool,
     progress: Progress | None,
 ) -> Matching:
     """From the side with fewer live latents, which the solver matches in full; turned round at the end."""
@@ -105,7 +111,15 @@ def _assign(
     candidates = _candidates_of(kept_a, kept_b) if a.device.type == "cuda" and metric == "cosine" else None
     host_a, host_b = (kept.cpu().contiguous() for kept in (kept_a, kept_b))
     host_prices = None if prices is None else prices[live_b].cpu()
-    found = assign_vectors(host_a, host_b, metric, prices=host_prices, candidates=candidates, progress=progress)
+    found = assign_vectors(
+        host_a,
+        host_b,
+        metric,
+        prices=host_prices,
+        candidates=candidates,
+        exact_margins=exact_margins,
+        progress=progress,
+    )
     _check_finite(found, metric)
     if verify:
         worst = worst_violation(host_a, host_b, found.u, found.v, metric)
@@ -125,8 +139,8 @@ def _assign(
         found.rows_recomputed,
         verify,
     )
-    margin = torch.where(found.margin.isinf(), torch.nan, found.margin).to(a)
-    matching = expand((found.partner.to(a.device), found.similarity.to(a.device)), live_a, live_b, a, margin)
+    margins = torch.where(found.margin.isinf(), torch.nan, found.margin).to(a)
+    matching = expand((found.partner.to(a.device), found.similarity.to(a.device)), live_a, live_b, a, margins)
     matching = replace(matching, certificate=proof)
     return _turn(matching, live_b) if turned else matching
 
@@ -176,7 +190,7 @@ def _turn(matching: Matching, live_b: Tensor) -> Matching:
 def match_both(a: Tensor, b: Tensor, method: Method, live_a: Tensor, live_b: Tensor) -> tuple[Matching, Matching]:
     """Both directions, a → b and b → a, from one pass over the cosines (nearest) or one solution (assignment)."""
     if method == "assignment":
-        forward = _assign(a, b, live_a, live_b, "cosine", False, None, None)
+        forward = _assign(a, b, live_a, live_b, "cosine", False, None, False, None)
         forward = replace(forward, margin=None, certificate=None)
         return forward, _turn(forward, live_b)
     if not live_a.any() or not live_b.any():
