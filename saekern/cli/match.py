@@ -43,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--picture", metavar="FILE.png", help="draw a histogram of the partners' cosines")
     parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bar. Default: on a terminal, unless --quiet."
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="progress bar. Default: on a terminal, unless --quiet.",
     )
 
 
@@ -70,8 +72,8 @@ def match_two(options: argparse.Namespace) -> int:
     if options.out:
         write(Path(options.out), found, options)
     if options.picture:
-        note = f"{int((found.index >= 0).sum()):,} of {len(a):,} latents have a partner among {len(b):,}; "
-        note += f"set aside: {aside[0]:,} and {aside[1]:,}"
+        matched, sure = int((~found.cosine.isnan()).sum()), int((found.cosine >= options.threshold).sum())
+        note = f"{matched:,} partners, {sure:,} of them at θ or above; set aside: {aside[0]:,} of A, {aside[1]:,} of B"
         title = " → ".join(Path(path).name for path in paths) + f", {options.method}"
         draw_cosines(Path(options.picture), histogram([found.cosine]), title, note, options.threshold)
     return 0

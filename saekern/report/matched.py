@@ -46,7 +46,7 @@ def _proof(proof: Certificate) -> list[str]:
         return [f"NOT PROVED optimal: the sum of cosines is {total}, the prices allow {proof.gap:.3g} more"]
     line = f"optimal: no one-to-one map has a larger sum of cosines than {total} (gap to the bound: {proof.gap:.1g})"
     checked = ["verified: a second look at all pairs found none above its prices"] if proof.verified else []
-    return [line, *checked, f"lists made longer on the way: {proof.rows_recomputed:,}"]
+    return [line, *checked, f"rows of cosines looked at again: {proof.rows_recomputed:,}"]
 
 
 def _margins(margin: Tensor, assigned: bool) -> list[str]:
@@ -68,7 +68,9 @@ def describe_all(store: PairStore, threshold: float) -> list[str]:
     if rate.isfinite().any():
         least, most = (_position(rate.nan_to_num(fill), largest) for fill, largest in ((2.0, False), (-1.0, True)))
         lines.append(f"cosine ≥ {threshold:g}: {rate[rate.isfinite()].mean():.1%} of the live latents on average")
-        lines += [f"{word}: {rate[i, j]:.1%}, {i:03d} in {j:03d}" for word, (i, j) in (("least", least), ("most", most))]
+        lines += [
+            f"{word}: {rate[i, j]:.1%}, {i:03d} in {j:03d}" for word, (i, j) in (("least", least), ("most", most))
+        ]
         name = ", the PW-MCC" if store.method == "assignment" else ""
         lines.append(f"mean cosine{name}: {agreement.mean_cosine.nanmean():.4f}")
     return lines
