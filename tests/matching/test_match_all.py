@@ -100,8 +100,8 @@ def test_only_what_is_missing_damaged_or_changed_is_computed(tmp_path, monkeypat
 
 
 def test_assignments_in_memory_and_in_a_store(tmp_path, monkeypatch):
-    """Optimal by scipy, the same from either side, and resumed without computing what is there. Planted: backward made
-    from an assignment of its own with the sides' masks exchanged; caught."""
+    """Optimal by scipy, the same from either side, and resumed without computing what is there. Planted: b's
+    latents that are set aside given away all the same; caught."""
     runs = dictionaries()
     dead = [None, torch.arange(41) % 5 == 0, torch.arange(30) < 4, None]
     memory = match_all(runs, "assignment", progress=False, dead=dead)
