@@ -66,7 +66,7 @@ def match_two(options: argparse.Namespace) -> int:
     a, b = (as_dictionary(read_dictionary(path, options.tensor, options.transpose), path) for path in paths)
     with phases(options.progress and options.method == "assignment") as progress:
         found = matching.match(a, b, options.method, verify=options.verify, progress=progress)
-    aside = tuple(int((~live_rows(rows, None)).sum()) for rows in (a, b))
+    aside = int((~live_rows(a, None)).sum()), int((~live_rows(b, None)).sum())
     print(f"{len(a):,} latents against {len(b):,}, {options.method}")
     print(*describe(found, aside, options.threshold), sep="\n")
     if options.out:

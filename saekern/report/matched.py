@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,8 @@ def draw_cosines(path: Path, counts: CosineHistogram, title: str, note: str, thr
     columns, edges = (tensor.numpy() for tensor in counts.coarse(BINS))
     filled = columns.nonzero()[0]
     left = float(edges[filled[0]]) if len(filled) else 0.0
-    with matplotlib.rc_context(STYLE):
+    style: Any = STYLE
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.2, 3.5), layout="constrained")
         ax = figure.add_subplot()
         ax.stairs(columns, edges, fill=True, color=BLUE, alpha=0.3)

@@ -20,7 +20,9 @@ def copied(finished, tmp_path):
 
 
 def test_every_pair_is_matched_and_the_study_unchanged(capsys, small_config, copied):
-    """The first two seeds as the study itself matched them; its records still hold. Planted: written into pairs/; caught."""
+    """The first two seeds as the study itself matched them; its records still hold.
+
+    Planted: written into pairs/; caught."""
     code, out, _ = run(capsys, "match", copied, "--all", "--picture", copied / "p.png")
     assert code == 0
     assert f"pairs: {copied / 'pairs-assignment'}" in out
