@@ -112,6 +112,16 @@ def test_verify_says_so(capsys, tmp_path, rows):
         assert file.metadata()["verified"] == "True"
 
 
+def test_exact_margins(capsys, tmp_path, rows):
+    paths = [write_npy(tmp_path / f"{i}.npy", x) for i, x in enumerate(rows)]
+    assert run(capsys, "match", *paths, "--margin", "exact", "--out", tmp_path / "m.safetensors")[0] == 0
+    found, want = load_file(tmp_path / "m.safetensors")["margin"], match(*rows, margin="exact").margin
+    assert torch.equal(found.nan_to_num(7), want.nan_to_num(7))
+    assert bool((found.nan_to_num(7) >= match(*rows).margin.nan_to_num(7)).all())
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert file.metadata()["margins"] == "exact"
+
+
 def test_a_proof_that_fails_is_not_called_one():
     found = match(torch.randn(5, 4), torch.randn(5, 4))
     proof = found.certificate._replace(exact=False, gap=0.25)
@@ -174,10 +184,10 @@ def test_transposed_tensor_by_name(capsys, tmp_path, rows):
         (["a.npy", "two.safetensors", "--tensor", "bias"], "expected a matrix [F, D] of floating-point numbers"),
         (
             ["a.npy", "a.npy", "--method", "nearest", "--verify"],
-            "method: metric, verify and start are for 'assignment'",
+            "method: metric, verify, start and margin are for 'assignment'",
         ),
         (["a.npy", "a.npy", "--picture", "x.jpg"], "--picture: expected a file name that ends in .png, got 'x.jpg'"),
-        (["a.npy", "a.npy", "--all", "--verify"], "--verify: expected two dictionaries, not --all"),
+        (["a.npy", "a.npy", "--all", "--verify"], "--verify, --margin: expected two dictionaries, not --all"),
         (["a.npy", "--all"], "a.npy/study.json does not exist: expected the folder of a study"),
         (["a.npy", "narrow.npy", "--all"], "dictionaries[1]: expected shape [F, 12] like dictionaries[0], got [5, 4]"),
     ],

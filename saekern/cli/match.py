@@ -32,6 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method", choices=("assignment", "nearest"), default="assignment", help="default: %(default)s"
     )
     parser.add_argument("--verify", action="store_true", help="look at all pairs once more, by other means")
+    parser.add_argument(
+        "--margin",
+        choices=("bound", "exact"),
+        default="bound",
+        help="of an assignment: a lower bound, or by how much each pair's cosine can fall, which takes two more passes "
+        "and a search for each. Default: bound.",
+    )
     parser.add_argument("--threshold", type=float, default=0.7, help="cosine from which a match counts. Default: 0.7.")
     parser.add_argument("--tensor", metavar="NAME", help="of safetensors files. Default: W_dec, or their only matrix.")
     parser.add_argument("--transpose", action="store_true", help="files hold [D, F], as nn.Linear keeps a decoder")
@@ -65,7 +72,7 @@ def match_two(options: argparse.Namespace) -> int:
     paths = options.dictionaries
     a, b = (as_dictionary(read_dictionary(path, options.tensor, options.transpose), path) for path in paths)
     with phases(options.progress and options.method == "assignment") as progress:
-        found = matching.match(a, b, options.method, verify=options.verify, progress=progress)
+        found = matching.match(a, b, options.method, verify=options.verify, margin=options.margin, progress=progress)
     aside = int((~live_rows(a, None)).sum()), int((~live_rows(b, None)).sum())
     print(f"{len(a):,} latents against {len(b):,}, {options.method}")
     print(*describe(found, aside, options.threshold), sep="\n")
@@ -86,13 +93,13 @@ def write(path: Path, found: matching.Matching, options: argparse.Namespace) -> 
     if found.certificate is not None:
         proof = found.certificate._asdict()
         tensors |= {"u": proof.pop("u"), "v": proof.pop("v")}
-        facts |= {name: str(value) for name, value in proof.items()}
+        facts |= {"margins": options.margin, **{name: str(value) for name, value in proof.items()}}
     write_tensors(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, facts)
 
 
 def match_many(options: argparse.Namespace) -> int:
-    if options.verify:
-        raise ValueError("--verify: expected two dictionaries, not --all")
+    if options.verify or options.margin != "bound":
+        raise ValueError("--verify, --margin: expected two dictionaries, not --all")
     paths = options.dictionaries
     if len(paths) == 1:
         store = match_study(paths[0], options.method, options.out, options.progress)
