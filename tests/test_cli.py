@@ -6,18 +6,10 @@ import sys
 
 import pytest
 import torch
+from command_line import run
 
 from saekern import TopKSAE, cli, save
 from saekern.version import __version__
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:  # argparse's own way out
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture

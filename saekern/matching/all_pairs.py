@@ -98,13 +98,15 @@ def match_all(
 
     Can be killed at any moment: a pair's file appears whole or not at all, and a second call with the same dictionaries
     computes only the pairs that are missing, damaged, or made from other inputs (compared by hash).
-    Memory: two dictionaries and one pair (nearest), plus the dense matrix of `match` (assignment). Dictionaries that
-    lie on a GPU, in a list or one [S, F, D], are prepared there once each: half as much memory again. Results are on
-    the host; with `store=None` they stay in its memory: 12 (S−1) bytes a latent.
+    Memory: two dictionaries and one pair; an assignment takes what `match` does beside them, lists of 50 to 256
+    candidates a latent, and never a matrix [F, F]. For nearest partners dictionaries that lie on a GPU, in a list or
+    one [S, F, D], are prepared there once each: half as much memory again. Results are on the host; with `store=None`
+    they stay in its memory: 12 (S−1) bytes a latent. Margins and certificates are not kept.
 
     Args:
         dictionaries: S dictionaries [F, D] or SAEs with `.dictionary`, F may differ; a lazy sequence is read as needed.
-        method: "nearest" (one cosine pass a pair serves both directions) or "assignment" (one solution a pair).
+        method: "nearest" (one cosine pass a pair serves both directions) or "assignment" (one exact solution a pair,
+            the same from either side).
         store: folder to write to; None keeps the result in memory.
         dead: one bool mask [F] (or None) a dictionary: latents to set aside.
         seeds: labels of the runs, kept in the store; default 0..S−1.

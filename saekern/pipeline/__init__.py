@@ -1,7 +1,8 @@
 """The main job: activations → S seeds → all pairs → stability → report, in one folder."""
 
 from saekern.pipeline.config import PRESETS, StudyConfig, preset
+from saekern.pipeline.pairs import match_study
 from saekern.pipeline.plan import Planned, plan
 from saekern.pipeline.run import Study, study
 
-__all__ = ["PRESETS", "Planned", "Study", "StudyConfig", "plan", "preset", "study"]
+__all__ = ["PRESETS", "Planned", "Study", "StudyConfig", "match_study", "plan", "preset", "study"]

@@ -97,8 +97,8 @@ class StabilityConfig:
     """Latents that fire on fewer of the held-out rows count as dead: left out, and counted."""
 
     assignment_seeds: int = 4
-    """Seeds, the first ones, whose pairs are also matched one to one, for the IoU, D(0) and D(end): 4 F² bytes and
-    up to O(F³) time a pair. 0 or 1 skips it."""
+    """Seeds, the first ones, whose pairs are also matched one to one, for the IoU, D(0) and D(end): seven
+    assignments a pair. 0 or 1 skips it."""
 
     null_seeds: int = 8
     """Dictionaries in each null; no more than there are seeds."""

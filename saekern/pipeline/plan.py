@@ -98,15 +98,10 @@ def _cost(config: StudyConfig, stage: str, due: list[str]) -> tuple[int, float, 
     if stage == "match":
         pairs = seeds * (seeds - 1) // 2 if due else 0
         assigned = few * (few - 1) // 2 if due else 0
-        return 0, (pairs + assigned) * 2.0 * width * latents**2, assigned * latents**2 * 200.0, pairs * latents * 26
+        return 0, (pairs + assigned) * 2.0 * width * latents**2, 0.0, pairs * latents * 26
     if stage == "stability" and due:
         pairs, assigned = seeds * (seeds - 1) // 2, few * (few - 1) // 2
-        return (
-            0,
-            (3 * pairs + 7 * assigned) * 2.0 * width * latents**2,
-            6 * assigned * latents**2 * 200.0,
-            seeds * latents * 50,
-        )
+        return 0, (3 * pairs + 7 * assigned) * 2.0 * width * latents**2, 0.0, seeds * latents * 50
     if stage == "latents" and due:
         rows = min(config.evaluation.rows, held)
         return rows, rows * 2.0 * width * latents, 0.0, 100_000

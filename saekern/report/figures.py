@@ -27,11 +27,10 @@ class Picture(NamedTuple):
 
 def draw(results: Results, folder: Path) -> list[Picture]:
     """Draw every figure: `<folder>/<name>.png`, and the SVG text for the page."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the report's figures need Matplotlib: pip install 'saekern[report]'") from error
+    need_matplotlib("the report's figures need")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, (title, width, make) in FIGURES.items():
@@ -47,6 +46,14 @@ def draw(results: Results, folder: Path) -> list[Picture]:
         svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
         pictures.append(Picture(name, title, caption, alt, svg))
     return pictures
+
+
+def need_matplotlib(who: str) -> None:
+    """Raises ImportError with the remedy; `who` begins its sentence."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{who} Matplotlib: pip install 'saekern[report]'") from error
 
 
 def ecdf(results: Results, ax: "Axes") -> tuple[str, str]:

@@ -83,7 +83,7 @@ def initial_distance(
     Args:
         initial, final: S dictionaries [F, D] (or SAEs) before and after training, in the same order.
         dead: one bool mask [F] (or None) a run: latents dead at the end.
-        method: "assignment" as in the source (dense, 4 F² bytes a pair), or "nearest" at sizes where that is too much.
+        method: "assignment" as in the source, or "nearest".
 
     Raises:
         ValueError: a different number of runs before and after, or dictionaries that do not fit.

@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment as scipy_assignment
 
 from saekern.matching import PairStore, batches, match, match_all
 from saekern.matching import all_pairs as all_pairs_module
@@ -95,6 +97,36 @@ def test_only_what_is_missing_damaged_or_changed_is_computed(tmp_path, monkeypat
     assert len(done) == 5 + 3
     match_all([*runs, torch.randn(5, 12)], store=tmp_path, progress=False, dead=[torch.arange(30) == 0] + [None] * 4)
     assert len(done) == 8 + 4
+
+
+def test_assignments_in_memory_and_in_a_store(tmp_path, monkeypatch):
+    """Optimal by scipy, the same from either side, and resumed without computing what is there. Planted: b's
+    latents that are set aside given away all the same; caught."""
+    runs = dictionaries()
+    dead = [None, torch.arange(41) % 5 == 0, torch.arange(30) < 4, None]
+    memory = match_all(runs, "assignment", progress=False, dead=dead)
+    match_all(runs, "assignment", tmp_path, progress=False, dead=dead)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = count_pairs(monkeypatch)
+    (tmp_path / "000-002.safetensors").unlink()
+    truncate(tmp_path / "001-003.safetensors")
+    disk = match_all(runs, "assignment", tmp_path, progress=False, dead=dead)
+    assert len(done) == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+    for pair in memory:
+        i, j = pair.i, pair.j
+        for name in ("index", "cosine"):
+            for got, want in ((disk[i, j], pair.forward), (disk[j, i], pair.backward)):
+                assert torch.equal(getattr(got, name).nan_to_num(7), getattr(want, name).nan_to_num(7))
+        at = (pair.forward.index >= 0).nonzero()[:, 0]
+        assert torch.equal(pair.backward.index[pair.forward.index[at]], at)
+        assert torch.equal(pair.backward.cosine[pair.forward.index[at]], pair.forward.cosine[at])
+        assert int((pair.backward.index >= 0).sum()) == len(at)
+        x, y = (F.normalize(runs[k][memory.live(k)].double()) for k in (i, j))
+        cosine = (x @ y.T).float().double()
+        best = cosine[scipy_assignment(cosine, maximize=True)].sum()
+        # Both round each cosine once; torch's double products may round to the other neighbour.
+        assert abs(pair.forward.cosine.double().nansum() - best) <= len(at) * 2.0**-24
 
 
 def truncate(path, keep=0.6):

@@ -1,0 +1,82 @@
+"""A dictionary from wherever it lies: the folder of an SAE, or an array that somebody else saved."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from saekern.sae.files import load
+
+DECODER = "W_dec"
+
+
+def read_dictionary(path: str | os.PathLike, tensor: str | None = None, transpose: bool = False) -> Tensor:
+    """The decoder [F, D], one latent a row, of the folder of a saved SAE, a `.npy` or a `.safetensors` file.
+
+    The arrays of files are mapped, not read: their pages come from the file when they are used, and can go again. They
+    keep the type that they are stored in; matching widens halves to float32, which is a copy.
+
+    Args:
+        path: for a folder the other arguments mean nothing.
+        tensor: which one of a safetensors file; None takes "W_dec", or else its only matrix.
+        transpose: the file holds [D, F], a latent a column, as `torch.nn.Linear` keeps a decoder's weight. Nothing is
+            guessed from a shape or a name. Matching copies such an array once.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: another kind of file, a damaged one, no matrix of floating-point numbers, or no tensor of that name;
+            the message lists those that there are.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load(path).dictionary.detach()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected the folder of an SAE, a .npy or a .safetensors file")
+    readers = {".npy": _read_npy, ".safetensors": lambda path: _read_safetensors(path, tensor)}
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: expected the folder of an SAE, a .npy or a .safetensors file")
+    rows = readers[path.suffix](path)
+    if rows.dim() != 2 or not rows.is_floating_point():
+        got = f"{rows.dtype} {list(rows.shape)}"
+        raise ValueError(f"{path}: expected a matrix [F, D] of floating-point numbers, got {got}")
+    return rows.T if transpose else rows
+
+
+def _read_npy(path: Path) -> Tensor:
+    try:
+        # Copy-on-write, and nobody writes: torch warns about memory that is read-only.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable .npy array: {error}") from error
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:  # text, records, dates
+        raise ValueError(f"{path}: expected a matrix [F, D] of floating-point numbers, got {array.dtype}") from error
+
+
+def _read_safetensors(path: Path, tensor: str | None) -> Tensor:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            return file.get_tensor(_choose(path, shapes, tensor))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged: {error}") from error
+
+
+def _choose(path: Path, shapes: Mapping[str, list[int]], tensor: str | None) -> str:
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    if tensor is None and DECODER in shapes:
+        return DECODER
+    if tensor is None and len(matrices) == 1:
+        return matrices[0]
+    if tensor in shapes:
+        return str(tensor)
+    listed = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+    wanted = f"no tensor {tensor!r}" if tensor is not None else f"no {DECODER}, and {len(matrices)} matrices"
+    raise ValueError(f"{path}: {wanted}; name one of its tensors (--tensor): {listed or 'none'}")
