@@ -54,10 +54,7 @@ Matching solve(const Lines<T>& lines, int threads, Monitor& monitor) {
   DenseCandidates<T> candidates(lines, threads, monitor);
   Matching matching(lines.count(), lines.length());
   match_cheapest(candidates, matching);
-  if (lines.count() == lines.length()) {
-    auction(candidates, matching, monitor);
-    match_cheapest(candidates, matching);
-  }
+  if (lines.count() == lines.length()) auction(candidates, matching, monitor);
   ListSearch<T> by_list(candidates, matching);
   std::unique_ptr<LineSearch<T>> by_line;
   for (int64_t i = 0; i < lines.count(); ++i) {

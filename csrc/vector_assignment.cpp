@@ -101,10 +101,7 @@ AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentOp
     candidates.list_all(kListed, matching.price);
   }
   match_cheapest(candidates, matching);
-  if (square) {
-    auction(candidates, matching, monitor);
-    match_cheapest(candidates, matching);
-  }
+  if (square) auction(candidates, matching, monitor);
   match_free(candidates, matching, monitor);
   std::vector<double> margins(options.exact_margins ? pair.lines : 0);
   if (options.exact_margins) {

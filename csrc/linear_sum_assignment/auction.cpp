@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <limits>
 
+#include "linear_sum_assignment/greedy.h"
+
 namespace saekern::assignment {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kStep = 1e-3;        // of the range of the lines' cheapest costs; 3e-4 and 3e-3 are as good
+// Of the range of the lines' cheapest costs. The second, finer round leaves half as many lines to the searches.
+constexpr double kSteps[] = {1e-3, 1e-4};
 constexpr int64_t kFew = 4;           // waiting lines
 constexpr int64_t kBidsPerLine = 40;  // then searches go on: bids that gain only a step each could be many
 
@@ -35,7 +38,7 @@ Choices<T> two_cheapest(const List<T>& list, const std::vector<double>& price) {
 }
 
 template <typename T>
-double step_of(const Candidates<T>& candidates, int64_t lines) {
+double range_of_cheapest(const Candidates<T>& candidates, int64_t lines) {
   double least = kInfinity, most = -kInfinity;
   for (int64_t i = 0; i < lines; ++i) {
     const List<T>& list = candidates.list(i);
@@ -43,17 +46,13 @@ double step_of(const Candidates<T>& candidates, int64_t lines) {
     least = std::min(least, static_cast<double>(list.entries[0].bound));
     most = std::max(most, static_cast<double>(list.entries[0].bound));
   }
-  return most > least ? kStep * (most - least) : 0.0;
+  return most > least ? most - least : 0.0;
 }
 
-}  // namespace
-
+// One round. Ends when a few lines at most wait, or after so many bids.
 template <typename T>
-void auction(Candidates<T>& candidates, Matching& matching, Monitor& monitor) {
+void bid(Candidates<T>& candidates, Matching& matching, double step, int64_t bids, Monitor& monitor) {
   const auto lines = static_cast<int64_t>(matching.column_of.size());
-  const double step = step_of(candidates, lines);
-  if (step == 0) return;
-  int64_t bids = kBidsPerLine * lines;
   std::vector<int32_t> queue, parked;
   for (int64_t i = lines - 1; i >= 0; --i) {
     if (matching.column_of[i] < 0) queue.push_back(static_cast<int32_t>(i));
@@ -87,14 +86,32 @@ void auction(Candidates<T>& candidates, Matching& matching, Monitor& monitor) {
     if (static_cast<int64_t>(parked.size()) >= kFew && bids > 0) candidates.extend(parked, matching.price);
     parked.clear();
   }
+}
 
-  for (int64_t i = 0; i < lines; ++i) {
+template <typename T>
+void free_those_off_their_cheapest(const Candidates<T>& candidates, Matching& matching) {
+  for (size_t i = 0; i < matching.column_of.size(); ++i) {
     const int32_t own = matching.column_of[i];
     if (own < 0) continue;
-    const Choices<T> choice = two_cheapest(candidates.list(i), matching.price);
-    if (matching.cost_of[i] - matching.price[own] <= std::min(choice.first, candidates.list(i).rest)) continue;
+    const List<T>& list = candidates.list(static_cast<int64_t>(i));
+    const double least = std::min(two_cheapest(list, matching.price).first, list.rest);
+    if (matching.cost_of[i] - matching.price[own] <= least) continue;
     matching.column_of[i] = -1;
     matching.line_of[own] = -1;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void auction(Candidates<T>& candidates, Matching& matching, Monitor& monitor) {
+  const auto lines = static_cast<int64_t>(matching.column_of.size());
+  const double range = range_of_cheapest(candidates, lines);
+  if (range == 0) return;
+  for (const double step : kSteps) {
+    bid(candidates, matching, step * range, kBidsPerLine * lines, monitor);
+    free_those_off_their_cheapest(candidates, matching);
+    match_cheapest(candidates, matching);
   }
 }
 

@@ -34,6 +34,9 @@ class Candidates {
   // matrix serves many. Lists that leave nothing out stay as they are.
   virtual void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) = 0;
 
+  // How many lines are best asked for together.
+  virtual size_t batch() const { return 1; }
+
   // What the search has spent so far, in lines scanned, entries seen and lists extended: false ends it.
   virtual bool worthwhile(int64_t scans, int64_t entries, int64_t extensions) const {
     static_cast<void>(scans), static_cast<void>(entries), static_cast<void>(extensions);

@@ -56,6 +56,28 @@ void ListSearch<T>::scan(int32_t line) {
   if (base + list.rest < best_) push(base + list.rest, ~line);
 }
 
+// Gets longer lists for a line and for those at whose ends the search arrives next.
+template <typename T>
+void ListSearch<T>::extend(int32_t line, size_t together) {
+  wishes_.assign(1, line);
+  if (together > 1) {
+    ends_.clear();
+    for (const Event& event : heap_) {
+      if (event.what < 0 && event.distance < best_) ends_.push_back(event);
+    }
+    const auto last = ends_.begin() + static_cast<int64_t>(std::min(together - 1, ends_.size()));
+    std::nth_element(ends_.begin(), last, ends_.end(),
+                     [](const Event& a, const Event& b) { return a.distance < b.distance; });
+    for (auto end = ends_.begin(); end != last; ++end) {
+      // Not what has become longer meanwhile.
+      if (base_[~end->what] + candidates_.list(~end->what).rest <= end->distance) wishes_.push_back(~end->what);
+    }
+  }
+  candidates_.extend(wishes_, matching_.price);
+  ++extensions_;
+  scan(line);
+}
+
 template <typename T>
 Outcome ListSearch<T>::augment(int32_t root, bool wait) {
   heap_.clear();
@@ -65,17 +87,21 @@ Outcome ListSearch<T>::augment(int32_t root, bool wait) {
   base_[root] = 0;
   scan(root);
   Outcome outcome = Outcome::matched;
+  size_t ends_met = 0;
   while (!heap_.empty()) {
     const Event event = pop();
     if (!(event.distance < best_)) break;
     if (event.what < 0) {
       waits_for_ = ~event.what;
+      if (base_[waits_for_] + candidates_.list(waits_for_).rest > event.distance) {  // longer than when last scanned
+        scan(waits_for_);
+        continue;
+      }
       if (!candidates_.worthwhile(scans_, entries_seen_, extensions_)) outcome = Outcome::gave_up;
       if (wait) outcome = Outcome::waiting;
       if (outcome != Outcome::matched) break;
-      candidates_.extend({waits_for_}, matching_.price);
-      ++extensions_;
-      scan(waits_for_);
+      // A search that has met many ends will meet more.
+      extend(waits_for_, std::min(candidates_.batch(), 1 + ends_met++ / 2));
       continue;
     }
     if (event.distance != distance_[event.what]) continue;  // reached more cheaply since, or final already

@@ -35,6 +35,7 @@ class ListSearch {
   void scan(int32_t line);
   void push(double distance, int32_t what);
   Event pop();
+  void extend(int32_t line, size_t together);
 
   Candidates<T>& candidates_;
   Matching& matching_;
@@ -43,7 +44,8 @@ class ListSearch {
   std::vector<double> from_cost_;  // [columns] cost of that edge
   std::vector<double> base_;       // [lines] path length up to the line, minus its dual
   std::vector<Event> heap_;
-  std::vector<int32_t> touched_;
+  std::vector<int32_t> touched_, wishes_;
+  std::vector<Event> ends_;
   std::vector<Reached> reached_;  // in ascending distance
   double best_ = 0;
   int32_t sink_ = -1, waits_for_ = -1;

@@ -29,6 +29,8 @@ class VectorCandidates final : public Candidates<T> {
 
   void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) override;
 
+  size_t batch() const override { return 32; }
+
   int64_t recomputed() const { return recomputed_; }
   int64_t passes() const { return passes_; }
 
