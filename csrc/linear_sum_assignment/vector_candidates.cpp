@@ -104,23 +104,45 @@ void VectorCandidates<T>::extend(const std::vector<int32_t>& lines, const std::v
   recomputed_ += static_cast<int64_t>(lines.size());
   ++passes_;
   window_ = std::numeric_limits<float>::infinity();
-  shrink();
-  choose(lines, prices);
+  // So many together as there is room for: thousands of whole lines would be the matrix.
+  const int64_t room = kRoom * static_cast<int64_t>(this->lists_.size());
+  for (auto first = lines.begin(); first != lines.end();) {
+    shrink(prices);
+    auto last = first;
+    int64_t asked = 0;
+    do {
+      asked += asked_[*last++];
+    } while (last != lines.end() && asked + asked_[*last] <= room);
+    choose({first, last}, prices);
+    first = last;
+  }
 }
 
-// Bounds the memory: cuts lists that have grown. What was asked for stays in asked_, so a line whose list was cut gets
-// a longer one than before when a search needs it again, and no search can go in circles.
 template <typename T>
-void VectorCandidates<T>::shrink() {
+void VectorCandidates<T>::ask_anew() {
+  asked_.assign(asked_.size(), 1);
+}
+
+// Bounds the memory: cuts lists that have grown to what is cheapest at today's prices, so that the bound on the rest
+// stays above what the line's own column costs it. What was asked for stays in asked_: a line whose list was cut gets a
+// longer one than before when a search needs it again.
+template <typename T>
+void VectorCandidates<T>::shrink(const std::vector<double>& prices) {
   int64_t total = 0;
   for (const List<T>& list : this->lists_) total += static_cast<int64_t>(list.entries.capacity());
   if (total <= kRoom * static_cast<int64_t>(this->lists_.size())) return;
   for (List<T>& list : this->lists_) {
     constexpr size_t kKept = 32;
     if (list.entries.size() <= kKept) continue;
-    list.rest = static_cast<double>(list.entries[kKept].bound);
+    const auto reduced = [&](const Entry<T>& entry) { return entry.cost - prices[entry.column]; };
+    std::nth_element(list.entries.begin(), list.entries.begin() + kKept, list.entries.end(),
+                     [&](const Entry<T>& x, const Entry<T>& y) { return reduced(x) < reduced(y); });
+    list.rest = std::min(list.rest, reduced(list.entries[kKept]));
     list.entries.resize(kKept);
     list.entries.shrink_to_fit();
+    for (Entry<T>& entry : list.entries) entry.bound = round_down(std::min(reduced(entry), list.rest), T());
+    std::sort(list.entries.begin(), list.entries.end(),
+              [](const Entry<T>& x, const Entry<T>& y) { return x.bound < y.bound; });
   }
 }
 

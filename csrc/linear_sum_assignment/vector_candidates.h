@@ -29,6 +29,9 @@ class VectorCandidates final : public Candidates<T> {
 
   void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) override;
 
+  // From here on lists are extended from short ones again: once prices are final, few columns are needed.
+  void ask_anew();
+
   int64_t recomputed() const { return recomputed_; }
   int64_t passes() const { return passes_; }
 
@@ -37,7 +40,7 @@ class VectorCandidates final : public Candidates<T> {
   void choose_spare(const std::vector<int32_t>& lines, const std::vector<double>& prices);
   void choose_some(const int32_t* lines, const int64_t* wanted, int64_t count, const std::vector<double>& prices,
                    const std::vector<float>& bias);
-  void shrink();
+  void shrink(const std::vector<double>& prices);
   double row_constant(int64_t line) const;
 
   const Similarity<T>& similarity_;
