@@ -26,7 +26,8 @@ constexpr size_t kTogether = 64;
 constexpr int64_t kSpare = 8;
 
 // Rounds in a row may match nobody, since lists that were made longer are also cut (VectorCandidates::shrink). After so
-// many a search extends what it needs at once, and then it always ends with a match.
+// many a search extends what it needs at once. Then it ends with a match: a list doubles each time that this search
+// asks for it, and one of all columns is not asked for again.
 constexpr int kFruitless = 8;
 
 // Matches every free line. A search that needs a longer list waits until all others have been tried: one pass over b
@@ -57,8 +58,8 @@ void match_free(VectorCandidates<T>& candidates, Matching& matching, Monitor& mo
   }
 }
 
-// Lines whose bound on what they do not list lies below the cost of their own column: a list was cut while a search went
-// on. The prices are right all the same, but only a longer list shows it.
+// Lines whose bound on what they do not list lies below the cost of their own column: a list was cut while a search
+// went on. The prices are right all the same, but only a longer list shows it.
 template <typename T>
 std::vector<int32_t> unproved(const VectorCandidates<T>& candidates, const Matching& matching) {
   double largest = 0;
@@ -132,8 +133,9 @@ AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentSt
   try {
     match_free(candidates, matching, monitor);
     candidates.ask_anew();
-    // Lists double, and whole lines leave nothing out: 32 rounds are enough for any number of columns.
-    for (int round = 0; round < 32; ++round) {
+    // Lists double, whole lines leave nothing out, and at the same prices no list is cut below its own column: 32
+    // rounds for those that are extended together, one for each line at the very worst.
+    for (int64_t round = 0; round < 32 + pair.lines; ++round) {
       const std::vector<int32_t> lines = unproved(candidates, matching);
       if (lines.empty()) break;
       candidates.extend(lines, matching.price);
