@@ -7,9 +7,10 @@ namespace saekern::assignment {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kStep = 1e-3;        // of the range of the lines' cheapest costs; 3e-4 and 3e-3 are as good
-constexpr int64_t kFew = 4;           // waiting lines
-constexpr int64_t kBidsPerLine = 40;  // then searches go on: bids that gain only a step each could be many
+constexpr double kStep = 1e-3;             // of the range of the lines' cheapest costs; 3e-4 and 3e-3 are as good
+constexpr int64_t kFew = 4;                // waiting lines
+constexpr int64_t kBidsPerLine = 40;       // then searches go on: bids that gain only a step each could be many
+constexpr int64_t kBetweenReports = 4096;  // bids, of about 0.1 µs
 
 template <typename T>
 struct Choices {
@@ -58,12 +59,15 @@ void auction(Candidates<T>& candidates, Matching& matching, Monitor& monitor) {
   for (int64_t i = lines - 1; i >= 0; --i) {
     if (matching.column_of[i] < 0) queue.push_back(static_cast<int32_t>(i));
   }
+  // Every turn of either loop spends a bid, of which there are kBidsPerLine a line.
   while (static_cast<int64_t>(queue.size()) >= kFew && bids > 0) {
     for (; !queue.empty() && bids > 0; --bids) {
+      if (bids % kBetweenReports == 0) monitor.report("auction", lines - static_cast<int64_t>(queue.size()), lines);
       const int32_t line = queue.back();
       queue.pop_back();
       const Choices<T> choice = two_cheapest(candidates.list(line), matching.price);
       const double rest = candidates.list(line).rest;
+      if (!choice.best && rest == kInfinity) continue;  // no column at all: the search will say so
       if (!choice.best || choice.first >= rest) {
         parked.push_back(line);
         continue;
