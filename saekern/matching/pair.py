@@ -1,6 +1,5 @@
 """Two dictionaries: best partners by blocks, or the one-to-one assignment of largest total cosine, with its proof."""
 
-import math
 from dataclasses import replace
 from typing import Any, Literal
 

@@ -89,7 +89,9 @@ def dictionaries(fa, fb, width, dtype=torch.float32):
     shared, low = min(fa, fb) // 2, min(fa, fb) // 4
     b[:shared] = 0.8 * a[:shared] + 0.6 * b[:shared]
     basis = torch.randn(3, width, dtype=torch.float64)
-    a[shared : shared + low], b[shared : shared + low] = (torch.randn(low, 3, dtype=torch.float64) @ basis for _ in "ab")
+    a[shared : shared + low], b[shared : shared + low] = (
+        torch.randn(low, 3, dtype=torch.float64) @ basis for _ in "ab"
+    )
     a, b = (rows * 10 ** (2 * torch.rand(len(rows), 1, dtype=torch.float64) - 1) for rows in (a, b))
     return a.to(dtype), b[torch.randperm(fb)].to(dtype)
 
@@ -334,7 +336,9 @@ def test_total_does_not_depend_on_the_order_of_latents():
     a, b = dictionaries(200, 215, 20)
     want = solve(a, b).certificate.primal
     for _ in range(3):
-        assert solve(a[torch.randperm(200)], b[torch.randperm(215)]).certificate.primal == pytest.approx(want, rel=1e-13)
+        assert solve(a[torch.randperm(200)], b[torch.randperm(215)]).certificate.primal == pytest.approx(
+            want, rel=1e-13
+        )
 
 
 def test_progress_and_what_it_raises():
