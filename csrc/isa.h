@@ -6,8 +6,9 @@
 // On a plain loop: GCC builds the function for baseline x86-64, AVX2 and AVX-512 and picks one at load time. The wider
 // clones contract a*b+c to one rounding, so bits may differ between machines, never between thread counts on one
 // machine. GCC 11 knows no x86-64 levels here, and its AVX2 clone no fused multiply-add. Clang and other platforms
-// build the baseline only.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+// build the baseline only, and so does ThreadSanitizer, which is not ready yet when the choice is made.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
 #if __GNUC__ >= 12
 #define SAEKERN_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else

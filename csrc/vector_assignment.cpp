@@ -26,6 +26,11 @@ constexpr size_t kTogether = 64;
 // Spare lines are taken up to this part of the lines.
 constexpr int64_t kSpare = 8;
 
+// Rounds in a row may match nobody, since lists that were made longer are also cut (VectorCandidates::shrink). After so
+// many a search extends what it needs at once. Then it ends with a match: a list doubles each time that this search
+// asks for it, and one of all columns is not asked for again.
+constexpr int kFruitless = 8;
+
 // Matches every free line. A search that needs a longer list waits until all others have been tried: one pass over b
 // serves many lists. With few lines left it costs more to begin their searches anew than to read b for each.
 template <typename T>
@@ -36,11 +41,11 @@ void match_free(VectorCandidates<T>& candidates, Matching& matching, Monitor& mo
   for (int64_t i = 0; i < lines; ++i) {
     if (matching.column_of[i] < 0) free.push_back(static_cast<int32_t>(i));
   }
-  // Each round matches a line or makes lists longer, which happens to a line log2(columns) times at most.
-  for (; !free.empty(); free.swap(waiting)) {
+  // One round in kFruitless matches a line at least; a line that is matched stays so.
+  for (int fruitless = 0; !free.empty(); free.swap(waiting)) {
     waiting.clear();
     wishes.clear();
-    const bool wait = free.size() > kTogether;
+    const bool wait = free.size() > kTogether && fruitless < kFruitless;
     for (size_t i = 0; i < free.size(); ++i) {
       monitor.report("search", lines - static_cast<int64_t>(free.size() - i + waiting.size()), lines);
       if (search.augment(free[i], wait) == Outcome::matched) continue;
@@ -49,8 +54,24 @@ void match_free(VectorCandidates<T>& candidates, Matching& matching, Monitor& mo
     }
     std::sort(wishes.begin(), wishes.end());
     wishes.erase(std::unique(wishes.begin(), wishes.end()), wishes.end());
+    fruitless = waiting.size() < free.size() ? 0 : fruitless + 1;
     if (!wishes.empty()) candidates.extend(wishes, matching.price);
   }
+}
+
+// Lines whose bound on what they do not list lies below the cost of their own column: a list was cut while a search
+// went on. The prices are right all the same, but only a longer list shows it.
+template <typename T>
+std::vector<int32_t> unproved(const VectorCandidates<T>& candidates, const Matching& matching) {
+  double largest = 0;
+  for (const double price : matching.price) largest = std::max(largest, std::abs(price));
+  std::vector<int32_t> lines;
+  for (size_t i = 0; i < matching.column_of.size(); ++i) {
+    const double reduced = matching.cost_of[i] - matching.price[matching.column_of[i]];
+    const double rounding = 0x1p-48 * (largest + std::abs(reduced));
+    if (candidates.list(i).rest < reduced - rounding) lines.push_back(static_cast<int32_t>(i));
+  }
+  return lines;
 }
 
 // The bounds that the duals give. The dual of a line is what its own column costs it; no other column is cheaper.
@@ -81,6 +102,11 @@ void write_proof(Matching& matching, int64_t lines, const VectorCandidates<T>& c
   for (size_t j = 0; j < matching.price.size(); ++j) proof.v[j] = 0.0 - matching.price[j];  // not -0
 }
 
+[[noreturn]] void throw_overflow() {
+  throw std::invalid_argument(
+      "vector_assignment: the similarities exceed the largest number of their dtype; scale the dictionaries");
+}
+
 }  // namespace
 
 template <typename T>
@@ -102,7 +128,21 @@ AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentOp
   }
   match_cheapest(candidates, matching);
   if (square) auction(candidates, matching, monitor);
-  match_free(candidates, matching, monitor);
+  try {
+    match_free(candidates, matching, monitor);
+    candidates.ask_anew();
+    // Lists double, whole lines leave nothing out, and at the same prices no list is cut below its own column: 32
+    // rounds for those that are extended together, one for each line at the very worst.
+    for (int64_t round = 0; round < 32 + pair.lines; ++round) {
+      const std::vector<int32_t> lines = unproved(candidates, matching);
+      if (lines.empty()) break;
+      candidates.extend(lines, matching.price);
+    }
+  } catch (const Infeasible&) {  // of finite similarities every column can be had
+    throw_overflow();
+  }
+  const auto finite = [](double cost) { return std::isfinite(cost); };
+  if (!std::all_of(matching.cost_of.begin(), matching.cost_of.end(), finite)) throw_overflow();
   std::vector<double> margins(options.exact_margins ? pair.lines : 0);
   if (options.exact_margins) {
     exact_margins(similarity, matching, candidates, threads, isa, monitor, margins.data());

@@ -37,7 +37,8 @@ struct AssignmentEffort {
   int64_t rounds;      // passes that this took
 };
 
-// pair.lines <= pair.columns, both at least 1. Throws std::invalid_argument if a similarity is not finite. Memory
+// pair.lines <= pair.columns, both at least 1. Throws std::invalid_argument if the best assignment
+// has a similarity that is not finite. Memory
 // beside the vectors: about 50 candidates of 12 to 16 bytes a line and what screen.h holds; vectors of doubles are
 // copied once in float. The answer does not depend on the number of threads.
 template <typename T>

@@ -1,4 +1,5 @@
-"""The C++ under AddressSanitizer and UndefinedBehaviorSanitizer: the tests that drive it, in an instrumented build."""
+"""The C++ under AddressSanitizer and UndefinedBehaviorSanitizer: the tests that drive it, in an instrumented build. The
+assignments under ThreadSanitizer, without Python."""
 
 import os
 import shutil
@@ -37,6 +38,19 @@ def test_address_and_undefined_behaviour(tmp_path):
     assert where.startswith(str(installed))
     found = run(tests, tmp_path, **environment)
     assert " passed" in found
+
+
+@pytest.mark.slow
+def test_threads_of_the_assignments(tmp_path):
+    """Planted: the counter of scored blocks in csrc/linear_sum_assignment/vector_candidates.cpp not atomic; caught."""
+    compiler, program = os.environ.get("CXX", "g++"), str(tmp_path / "threads")
+    if not Path(run([compiler, "-print-file-name=libtsan.so"], tmp_path).strip()).is_absolute():
+        pytest.skip(f"{compiler} has no libtsan")
+    sources = [str(path) for path in sorted((ROOT / "csrc").rglob("*.cpp")) if path.name != "bindings.cpp"]
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-fno-math-errno", "-pthread"]
+    driver = str(ROOT / "tests" / "matching" / "assignment_threads.cpp")
+    run([compiler, *flags, f"-I{ROOT / 'csrc'}", *sources, driver, "-o", program], tmp_path)
+    assert run([program], tmp_path) == "same\n"
 
 
 def run(command: list[str], cwd: Path, **environment: str) -> str:

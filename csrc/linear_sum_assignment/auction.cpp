@@ -11,8 +11,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Of the range of the lines' cheapest costs. The second, finer round leaves half as many lines to the searches.
 constexpr double kSteps[] = {1e-3, 1e-4};
-constexpr int64_t kFew = 4;           // waiting lines
-constexpr int64_t kBidsPerLine = 40;  // then searches go on: bids that gain only a step each could be many
+constexpr int64_t kFew = 4;                // waiting lines
+constexpr int64_t kBidsPerLine = 40;       // then searches go on: bids that gain only a step each could be many
+constexpr int64_t kBetweenReports = 4096;  // bids, of about 0.1 µs
 
 template <typename T>
 struct Choices {
@@ -57,12 +58,15 @@ void bid(Candidates<T>& candidates, Matching& matching, double step, int64_t bid
   for (int64_t i = lines - 1; i >= 0; --i) {
     if (matching.column_of[i] < 0) queue.push_back(static_cast<int32_t>(i));
   }
+  // Every turn of either loop spends a bid, of which there are kBidsPerLine a line.
   while (static_cast<int64_t>(queue.size()) >= kFew && bids > 0) {
     for (; !queue.empty() && bids > 0; --bids) {
+      if (bids % kBetweenReports == 0) monitor.report("auction", lines - static_cast<int64_t>(queue.size()), lines);
       const int32_t line = queue.back();
       queue.pop_back();
       const Choices<T> choice = two_cheapest(candidates.list(line), matching.price);
       const double rest = candidates.list(line).rest;
+      if (!choice.best && rest == kInfinity) continue;  // no column at all: the search will say so
       if (!choice.best || choice.first >= rest) {
         parked.push_back(line);
         continue;

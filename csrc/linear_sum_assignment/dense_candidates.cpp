@@ -71,9 +71,8 @@ template <typename T>
 void DenseCandidates<T>::extend(int32_t line, const std::vector<double>& prices) {
   List<T>& list = this->lists_[line];
   const int64_t length = lines_.length(), count = static_cast<int64_t>(list.entries.size());
-  const int64_t wanted =
-      8 * count > length ? length
-                         : 2 * count;  // a quarter of a line: then all of it  // a quarter of a line: then all of it
+  if (list.rest == std::numeric_limits<double>::infinity()) return;
+  const int64_t wanted = 8 * count > length ? length : 2 * count;  // after an eighth of a line all of it
   const T* cost = lines_.line(line, line_.data());
   reduce(cost, prices.data(), length, reduced_.data());
   selector_.smallest(reduced_.data(), length, wanted, line, chosen_, list.rest);

@@ -8,6 +8,7 @@ namespace saekern::assignment {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kListed = 64;  // columns a line to begin with
 
 // What a line pays for its own column at the matching's prices.
 double dual(const Matching& matching, int64_t line) {
@@ -163,9 +164,7 @@ void exact_margins(const Similarity<T>& similarity, const Matching& matching, Ve
   const int64_t lines = similarity.pair().lines;
   const std::vector<double> closing = closing_costs(similarity, matching, threads, isa, monitor);
   // A line with a clear partner has listed little else, and all of them will be asked for their second choice.
-  std::vector<int32_t> all(lines);
-  std::iota(all.begin(), all.end(), 0);
-  candidates.extend(all, matching.price);
+  candidates.list_all(kListed, matching.price);
   CycleSearch<T> search(similarity, matching, candidates);
   for (int64_t i = 0; i < lines; ++i) {
     monitor.report("margins", i, lines);

@@ -72,7 +72,7 @@ void LineSearch<T>::augment(int32_t root) {
   std::fill(distance_.begin(), distance_.end(), kInfinity);
   reached_.clear();
   double base = 0;
-  for (int32_t line = root;;) {
+  for (int32_t line = root;;) {  // makes a column final each time, or ends
     const T* cost = lines_.line(line, line_.data());
     double lane_nearest[kLanes];
     relax_line(cost, matching_.price.data(), lines_.length(), base, line, distance_.data(), from_.data(), lane_nearest);

@@ -88,6 +88,8 @@ Outcome ListSearch<T>::augment(int32_t root, bool wait) {
   scan(root);
   Outcome outcome = Outcome::matched;
   size_t ends_met = 0;
+  // A column becomes final once. A list asked for is twice as long as before or whole, and whole ones have no rest to
+  // wait for: at most columns + lines · log2(columns) events are acted upon, and each pushes no more than a list.
   while (!heap_.empty()) {
     const Event event = pop();
     if (!(event.distance < best_)) break;

@@ -29,7 +29,7 @@ struct Matching {
   void augment(int32_t root, int32_t sink, double sink_distance, const std::vector<Reached>& reached,
                const std::vector<int32_t>& from, const Cost& cost) {
     for (const Reached& r : reached) price[r.column] -= sink_distance - r.distance;
-    for (int32_t column = sink;;) {
+    for (int32_t column = sink;;) {  // each line of the path was reached before the one behind it, the root first
       const int32_t line = from[column], previous = column_of[line];
       column_of[line] = column;
       line_of[column] = line;

@@ -27,9 +27,13 @@ class VectorCandidates final : public Candidates<T> {
   // outside the list exceeds. -1 fills a list that has fewer.
   void list_given(const int64_t* index, const double* rest, int64_t listed);
 
+  // Of many lines only the first, for whose lists there is room: at least one.
   void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) override;
 
   size_t batch() const override { return 32; }
+
+  // From here on lists are extended from short ones again: once prices are final, few columns are needed.
+  void ask_anew();
 
   int64_t recomputed() const { return recomputed_; }
   int64_t passes() const { return passes_; }
@@ -39,7 +43,8 @@ class VectorCandidates final : public Candidates<T> {
   void choose_spare(const std::vector<int32_t>& lines, const std::vector<double>& prices);
   void choose_some(const int32_t* lines, const int64_t* wanted, int64_t count, const std::vector<double>& prices,
                    const std::vector<float>& bias);
-  void shrink();
+  int64_t room() const;
+  void shrink(const std::vector<double>& prices);
   double row_constant(int64_t line) const;
 
   const Similarity<T>& similarity_;

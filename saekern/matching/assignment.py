@@ -56,7 +56,13 @@ def linear_sum_assignment(
 
 
 def _solve_sparse(cost: Any, maximize: bool) -> NDArray[np.int64]:
+    if len(cost.shape) != 2:
+        raise ValueError(f"expected a matrix (2-D array), got a {len(cost.shape)} array")
     rows, columns = cost.shape
+    if max(rows, columns) >= 2**31:
+        raise ValueError(f"linear_sum_assignment: at most 2^31 - 1 rows and columns, got {rows} and {columns}")
+    if hasattr(cost, "check_format"):
+        cost.check_format(full_check=True)  # conversions of scipy write through indices that nobody has checked
     lines = (cost.T if rows > columns else cost).tocsr(copy=True)
     lines.sum_duplicates()
     costs = _supported(lines.data)

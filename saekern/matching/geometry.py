@@ -41,12 +41,42 @@ def live_rows(rows: Tensor, dead: Tensor | None, name: str = "dictionary") -> Te
     Raises:
         ValueError: `dead` is not a bool tensor [F].
     """
-    live = torch.linalg.vector_norm(rows, dim=1) > 0
+    live = largest_entry(rows) > 0
     if dead is None:
         return live
     if dead.dtype != torch.bool or list(dead.shape) != [rows.shape[0]]:
         raise ValueError(f"dead mask of {name}: expected bool [{rows.shape[0]}], got {dead.dtype} {list(dead.shape)}")
     return live & ~dead.to(live.device)
+
+
+def largest_entry(rows: Tensor) -> Tensor:
+    """[F] the largest |entry| of each row. The norm of a row of 1e-23 is 0 in float32, that of 1e20 infinite."""
+    return torch.linalg.vector_norm(rows, ord=torch.inf, dim=1)
+
+
+def moderate(a: Tensor, b: Tensor, metric: str) -> tuple[Tensor, Tensor, float]:
+    """a and b divided by powers of two where products of their rows could leave the range of float32, and what
+    similarities of the result are to be multiplied by. Powers of two round nothing; mostly nothing is copied.
+
+    Each row has its own for cosines, which do not see it; the dot product one for each side; distances one for both.
+    """
+    largest_a, largest_b = largest_entry(a), largest_entry(b)
+    if metric == "cosine":
+        return _divided(a, _power(largest_a)), _divided(b, _power(largest_b)), 1.0
+    power_a, power_b = _power(largest_a.amax()), _power(largest_b.amax())
+    if metric == "sqeuclidean":
+        power_a = power_b = torch.maximum(power_a, power_b)
+    return _divided(a, power_a), _divided(b, power_b), float(power_a) * float(power_b)
+
+
+def _power(largest: Tensor) -> Tensor:
+    """The power of two below each, 1 for those between 2⁻⁴⁰ and 2⁴⁰."""
+    power = largest / (2 * torch.frexp(largest).mantissa)
+    return torch.where((power > 2.0**-40) & (power < 2.0**40), torch.ones_like(power), power)
+
+
+def _divided(rows: Tensor, power: Tensor) -> Tensor:
+    return rows if bool((power == 1).all()) else rows / power.expand(len(rows))[:, None]
 
 
 def center(dictionary: Any, mean: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Two dictionaries: best partners by blocks, or the one-to-one assignment of largest total cosine, with its proof."""
 
-import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from saekern import ops
 from saekern.matching.assignment import METRICS, Metric, Progress, VectorAssignment, assign_vectors
-from saekern.matching.geometry import as_dictionary, live_rows
+from saekern.matching.geometry import as_dictionary, live_rows, moderate
 from saekern.matching.result import Certificate, Matching
 from saekern.matching.verify import worst_violation
 
@@ -80,7 +79,8 @@ def _nearest(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor) -> Matching:
     if not live_a.any() or not live_b.any():
         return expand(None, live_a, live_b, a, margin=a.new_empty(0))
     kept = int(live_b.sum())
-    cosine, index, _ = ops.nearest_top(rows_of(a, live_a), rows_of(b, live_b), min(2, kept))
+    rows_a, rows_b, _ = moderate(rows_of(a, live_a), rows_of(b, live_b), "cosine")
+    cosine, index, _ = ops.nearest_top(rows_a, rows_b, min(2, kept))
     margin = cosine[:, 0] - cosine[:, 1] if kept > 1 else torch.full_like(cosine[:, 0], torch.nan)
     return expand((index[:, 0], cosine[:, 0]), live_a, live_b, a, margin)
 
@@ -107,10 +107,10 @@ def _assign(
         proof = Certificate(True, 0.0, 0.0, 0.0, *((v, u) if turned else (u, v)), 0, verify)
         matching = Matching(torch.full(live_a.shape, -1, device=a.device), none, none, proof)
         return _turn(matching, live_b) if turned else matching
-    kept_a, kept_b = rows_of(a, live_a), rows_of(b, live_b)
+    kept_a, kept_b, unit = moderate(rows_of(a, live_a), rows_of(b, live_b), metric)
     candidates = _candidates_of(kept_a, kept_b) if a.device.type == "cuda" and metric == "cosine" else None
     host_a, host_b = (kept.cpu().contiguous() for kept in (kept_a, kept_b))
-    host_prices = None if prices is None else prices[live_b].cpu()
+    host_prices = None if prices is None else prices[live_b].cpu() / unit
     found = assign_vectors(
         host_a,
         host_b,
@@ -120,15 +120,15 @@ def _assign(
         exact_margins=exact_margins,
         progress=progress,
     )
-    _check_finite(found, metric)
     if verify:
         worst = worst_violation(host_a, host_b, found.u, found.v, metric)
         if worst > _rounding(found):
             raise RuntimeError(
                 f"assignment: a pair stands {worst:.3g} above its prices; please report the dictionaries"
             )
+    found = _scaled(found, unit, metric)
     u[live_a], v[live_b] = found.u.to(a.device), found.v.to(a.device)
-    primal = float(found.similarity.double().sum())
+    primal = float(found.similarity.sum())
     gap = float(found.u.sum() + found.v.sum()) - primal
     proof = Certificate(
         abs(gap) <= _rounding(found) * len(found.u),
@@ -139,8 +139,9 @@ def _assign(
         found.rows_recomputed,
         verify,
     )
-    margins = torch.where(found.margin.isinf(), torch.nan, found.margin).to(a)
-    matching = expand((found.partner.to(a.device), found.similarity.to(a.device)), live_a, live_b, a, margins)
+    margins = torch.where(found.margin.isinf(), torch.nan, found.margin)
+    margins = _rounded_down(margins, a.dtype).to(a.device)
+    matching = expand((found.partner.to(a.device), found.similarity.to(a)), live_a, live_b, a, margins)
     matching = replace(matching, certificate=proof)
     return _turn(matching, live_b) if turned else matching
 
@@ -148,12 +149,22 @@ def _assign(
 def _rounding(found: VectorAssignment) -> float:
     """What float64 may lose in one price: each is a sum of differences of similarities along paths, and those of unit
     float32 rows are exact in float64."""
-    return 2.0**-44 * max(1.0, float(found.u.abs().max()), float(found.v.abs().max()))
+    return 2.0**-44 * max(float(x.abs().max()) for x in (found.u, found.v, found.similarity))
 
 
-def _check_finite(found: VectorAssignment, metric: Metric) -> None:
-    if not (math.isfinite(float(found.u.sum())) and math.isfinite(float(found.v.sum()))):
+def _scaled(found: VectorAssignment, unit: float, metric: Metric) -> VectorAssignment:
+    """What was found among dictionaries that `moderate` had changed."""
+    dtype, similarity = found.similarity.dtype, found.similarity.double() * unit  # float32 might lose digits here
+    found = found._replace(similarity=similarity, u=found.u * unit, v=found.v * unit, margin=found.margin * unit)
+    if not all(bool(x.isfinite().all()) for x in (found.u, found.v, similarity.to(dtype))):
         raise ValueError(f"{metric}: the similarities exceed the largest number of their dtype; scale the dictionaries")
+    return found
+
+
+def _rounded_down(margin: Tensor, dtype: torch.dtype) -> Tensor:
+    """A lower bound stays one."""
+    rounded = margin.to(dtype)
+    return torch.where(rounded > margin, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)
 
 
 def _prices(start: Matching | Certificate, turned: bool, a: Tensor, b: Tensor) -> Tensor:

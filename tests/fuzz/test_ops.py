@@ -7,7 +7,9 @@ import itertools
 import random
 import time
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from bounds import UNIT, assert_within_bound
 from scipy.optimize import linear_sum_assignment as scipy_assignment
@@ -116,8 +118,43 @@ def assignment(rng):
     assert abs(cost[rows, columns].sum() - want) <= 1e-9 * max(1.0, abs(cost).sum())
 
 
+def sparse_assignment(rng):
+    shape = size(rng, 60), size(rng, 60)
+    cost = content(rng, *shape).double().numpy()
+    stored = torch.rand(shape).numpy() < rng.choice([0.1, 0.5, 1])
+    given = scipy.sparse.coo_array((cost[stored], stored.nonzero()), shape=shape)
+    try:
+        want = scipy_assignment(np.where(stored, cost, np.inf))
+    except ValueError:
+        with pytest.raises(ValueError, match="infeasible"):
+            saekern.linear_sum_assignment(given)
+        return
+    rows, columns = saekern.linear_sum_assignment(given)
+    assert stored[rows, columns].all()
+    assert abs(cost[rows, columns].sum() - cost[want].sum()) <= 1e-9 * max(1.0, abs(cost).sum())
+
+
+def vector_assignment(rng):
+    d, dtype = size(rng, 100), rng.choice([torch.float32, torch.float64])
+    a, b = (content(rng, size(rng, 400), d).to(dtype) for _ in "ab")
+    b[torch.rand(len(b)) < 0.5] = a[torch.randint(len(a), (1,))]
+    metric = rng.choice(["cosine", "dot", "sqeuclidean"])
+    found = saekern.match(a, b, "assignment", metric=metric, verify=True)
+    a, b = a[(a != 0).any(1)].double(), b[(b != 0).any(1)].double()
+    if metric == "cosine":
+        a, b = (torch.nn.functional.normalize(x, dim=1, eps=1e-300) for x in (a, b))
+    table = (a @ b.T if metric != "sqeuclidean" else -torch.cdist(a, b).square()).numpy()
+    best = table[scipy_assignment(table, maximize=True)].sum()
+    largest = (a.norm(dim=1).amax() + b.norm(dim=1).amax()).square().item() if table.size else 0.0
+    assert found.certificate.exact
+    assert abs(found.certificate.primal - best) <= 2 * torch.finfo(dtype).eps * largest * max(len(a), 1) * (d + 4)
+
+
+CASES = [topk_encode, row_topk, decode, nearest, assignment, sparse_assignment, vector_assignment]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [topk_encode, row_topk, decode, nearest, assignment], ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_random_cases(case):
     count = 0
     for seed in seeds():

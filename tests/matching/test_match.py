@@ -47,7 +47,7 @@ def test_margin_is_distance_to_the_runner_up():
     top = cosines64(a, b).topk(2, dim=1).values
     assert bool(((top[:, 0] - top[:, 1] - got.margin).abs() <= 2 * cosine_bound(11)).all())
     assert match(a, b[:1], "nearest").margin.isnan().all()
-    assert match(a, b, "assignment").margin is None
+    assert bool((match(a, b, "assignment").margin >= 0).all())
 
 
 def test_permuted_copy_is_found_by_both_methods():
