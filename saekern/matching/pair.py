@@ -206,7 +206,8 @@ def match_both(a: Tensor, b: Tensor, method: Method, live_a: Tensor, live_b: Ten
         return forward, _turn(forward, live_b)
     if not live_a.any() or not live_b.any():
         return expand(None, live_a, live_b, a), expand(None, live_b, live_a, b)
-    pair = ops.nearest(rows_of(a, live_a), rows_of(b, live_b))
+    rows_a, rows_b, _ = moderate(rows_of(a, live_a), rows_of(b, live_b), "cosine")
+    pair = ops.nearest(rows_a, rows_b)
     return (
         expand((pair.a_index, pair.a_cosine), live_a, live_b, a),
         expand((pair.b_index, pair.b_cosine), live_b, live_a, b),

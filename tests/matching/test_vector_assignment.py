@@ -1,4 +1,4 @@
-"""`match(..., "assignment")` against scipy on the dense matrix of float64 similarities, and its proof against every pair.
+"""`match(..., "assignment")` against scipy on the dense matrix of similarities, and its proof against every pair.
 
 `solve` checks each answer by itself: complete and one-to-one, u_i + v_j above every similarity, equality for the pairs
 found, no price where a latent is left over, and primal and dual values. Nothing of it comes from the solver.
@@ -49,7 +49,8 @@ def solve(a, b, metric="cosine", *, dead=(None, None), **options):
     scale = max(np.abs(table).max(initial=0.0), np.abs(u).max(initial=0.0), np.abs(v).max(initial=0.0))
     one = 2.0**-44 * scale + np.finfo(a.numpy().dtype).eps * np.abs(table).max(initial=0.0)
 
-    assert bool((index[~live_a] == -1).all()) and bool((proof.u[~live_a] == 0).all())
+    assert bool((index[~live_a] == -1).all())
+    assert bool((proof.u[~live_a] == 0).all())
     assert bool((proof.v[~live_b] == 0).all())
     matched = index >= 0
     assert int(matched.sum()) == min(table.shape)
@@ -65,10 +66,12 @@ def solve(a, b, metric="cosine", *, dead=(None, None), **options):
     assert (np.abs(found.cosine[matched].double().numpy() - chosen) <= one).all()
     if len(rows) < len(u):
         left = np.setdiff1d(np.arange(len(u)), rows)
-        assert (np.abs(u[left]) <= one).all() and (u >= -one).all(), "a latent left over has a price"
+        assert (np.abs(u[left]) <= one).all(), "a latent left over has a price"
+        assert (u >= -one).all()
     if len(columns) < len(v):
         left = np.setdiff1d(np.arange(len(v)), columns)
-        assert (np.abs(v[left]) <= one).all() and (v >= -one).all(), "a latent left over has a price"
+        assert (np.abs(v[left]) <= one).all(), "a latent left over has a price"
+        assert (v >= -one).all()
 
     many = one * max(len(rows), 1)
     assert proof.exact
@@ -322,7 +325,8 @@ def test_same_bits_for_any_number_of_threads(shape):
         for other in results[1:]:
             proof, want = other.certificate, results[0].certificate
             assert torch.equal(other.index, results[0].index)
-            assert torch.equal(proof.u, want.u) and torch.equal(proof.v, want.v)
+            assert torch.equal(proof.u, want.u)
+            assert torch.equal(proof.v, want.v)
             assert torch.equal(other.margin.nan_to_num(7), results[0].margin.nan_to_num(7))
             assert proof.rows_recomputed == want.rows_recomputed
 
