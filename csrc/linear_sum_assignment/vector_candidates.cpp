@@ -212,22 +212,25 @@ void VectorCandidates<T>::choose_some(const int32_t* lines, const int64_t* wante
                                       const std::vector<double>& prices, const std::vector<float>& bias) {
   const VectorPair<T>& pair = similarity_.pair();
   const bool cosine = pair.metric == Metric::cosine;
-  std::vector<float> rows(count * pair.width), scale(count);
+  constexpr bool scaled = std::is_same_v<T, double>;  // doubles are scaled before they are rounded
+  bool in_place = !scaled;                            // rows that lie one behind the other
+  for (int64_t i = 1; i < count; ++i) in_place &= lines[i] == lines[0] + i;
+  std::vector<float> rows(in_place ? 0 : count * pair.width), scale(count);
   parallel_for(count, threads_, [&](int64_t i, int) {
     const T* row = pair.a + lines[i] * pair.width;
     const double unit = cosine ? inverse(similarity_.a_norms()[lines[i]]) : 1.0;
-    const bool scaled = std::is_same_v<T, double>;  // doubles are scaled before they are rounded
-    for (int64_t d = 0; d < pair.width; ++d) {
+    for (int64_t d = 0; !in_place && d < pair.width; ++d) {
       rows[i * pair.width + d] = static_cast<float>(scaled ? unit * row[d] : row[d]);
     }
     scale[i] = (scaled ? 1.0f : static_cast<float>(unit)) * (pair.metric == Metric::sqeuclidean ? 2.0f : 1.0f);
   });
 
   ScoreInput input;
-  input.x = rows.data();
-  if constexpr (std::is_same_v<T, double>) {
+  if constexpr (scaled) {
+    input.x = rows.data();
     input.weight = copy_.data();
   } else {
+    input.x = in_place ? pair.a + lines[0] * pair.width : rows.data();
     input.weight = pair.b;
   }
   input.bias = bias.empty() ? nullptr : bias.data();
