@@ -53,7 +53,7 @@ def largest_entry(rows: Tensor) -> Tensor:
     """[F] the largest |entry| of each row, NaN where one is NaN.
 
     Not the norm: in float32 that of a row of 1e-23 is 0, and that of 1e20 infinite."""
-    return torch.linalg.vector_norm(rows, ord=torch.inf, dim=1)
+    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # vector_norm(ord=inf) takes ten times as long
 
 
 def moderate(a: Tensor, b: Tensor, metric: str) -> tuple[Tensor, Tensor, float]:

@@ -62,8 +62,9 @@ def match(
     Source: Gerasimov et al. 2026 (nearest); Paulo & Belrose 2025 (assignment).
     """
     check_method(method)
-    a, b = same_space(as_dictionary(a, "a"), as_dictionary(b, "b"))
-    live_a, live_b = live_rows(a, dead[0], "a"), live_rows(b, dead[1], "b")
+    with ops.torch_on_one_thread():
+        a, b = same_space(as_dictionary(a, "a"), as_dictionary(b, "b"))
+        live_a, live_b = live_rows(a, dead[0], "a"), live_rows(b, dead[1], "b")
     if method == "nearest":
         if metric != "cosine" or verify or start is not None or margin != "bound":
             raise ValueError("method: metric, verify, start and margin are for 'assignment', got 'nearest'")
@@ -107,19 +108,20 @@ def _assign(
         proof = Certificate(True, 0.0, 0.0, 0.0, *((v, u) if turned else (u, v)), 0, verify)
         matching = Matching(torch.full(live_a.shape, -1, device=a.device), none, none, proof)
         return _turn(matching, live_b) if turned else matching
-    kept_a, kept_b, unit = moderate(rows_of(a, live_a), rows_of(b, live_b), metric)
-    candidates = _candidates_of(kept_a, kept_b) if a.device.type == "cuda" and metric == "cosine" else None
-    host_a, host_b = (kept.cpu().contiguous() for kept in (kept_a, kept_b))
-    host_prices = None if prices is None else prices[live_b].cpu() / unit
-    found = assign_vectors(
-        host_a,
-        host_b,
-        metric,
-        prices=host_prices,
-        candidates=candidates,
-        exact_margins=exact_margins,
-        progress=progress,
-    )
+    with ops.torch_on_one_thread():  # its idle threads would go on spinning beside the solver's
+        kept_a, kept_b, unit = moderate(rows_of(a, live_a), rows_of(b, live_b), metric)
+        candidates = _candidates_of(kept_a, kept_b) if a.device.type == "cuda" and metric == "cosine" else None
+        host_a, host_b = (kept.cpu().contiguous() for kept in (kept_a, kept_b))
+        host_prices = None if prices is None else prices[live_b].cpu() / unit
+        found = assign_vectors(
+            host_a,
+            host_b,
+            metric,
+            prices=host_prices,
+            candidates=candidates,
+            exact_margins=exact_margins,
+            progress=progress,
+        )
     if verify:
         worst = worst_violation(host_a, host_b, found.u, found.v, metric)
         if worst > _rounding(found):
