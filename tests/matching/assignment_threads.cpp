@@ -43,7 +43,7 @@ std::vector<int64_t> vectors(int64_t lines, int64_t columns, int64_t width, int 
   std::vector<double> u(lines), v(columns), margin(lines);
   Silent monitor;
   vector_assignment(assignment::VectorPair<T>{a.data(), b.data(), lines, columns, width, assignment::Metric::cosine},
-                    AssignmentStart{}, threads, best_isa(), monitor,
+                    AssignmentOptions{}, threads, best_isa(), monitor,
                     AssignmentProof<T>{assignment.data(), similarity.data(), u.data(), v.data(), margin.data()});
   return assignment;
 }
