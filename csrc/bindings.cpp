@@ -268,13 +268,24 @@ void bind_sparse_assignment(const Array<int64_t>& offsets, const Array<int32_t>&
   linear_sum_assignment(view, monitor, to);
 }
 
-// -> lines recomputed, rounds. start_*: prices [columns]; or index [lines, listed] and rest [lines]; or None.
+// -> lines recomputed. start_*: prices [columns]; or index [lines, listed] and rest [lines]; or None.
 template <typename T>
-py::tuple bind_vector_assignment(const Array<T>& a, const Array<T>& b, int metric, const Optional<double>& start_prices,
-                                 const Optional<int64_t>& start_index, const Optional<double>& start_rest,
-                                 Array<int64_t> assignment, Array<T> similarity, Array<double> u, Array<double> v,
-                                 Array<double> margin, bool exact_margins, int threads, const std::string& isa,
-                                 py::object progress) {
+int64_t bind_vector_assignment(const Array<T>& a, const Array<T>& b, int metric, const Optional<double>& start_prices,
+                               const Optional<int64_t>& start_index, const Optional<double>& start_rest,
+                               Array<int64_t> assignment, Array<T> similarity, Array<double> u, Array<double> v,
+                               Array<double> margin, bool exact_margins, int threads, const std::string& isa,
+                               py::object progress) {
+  const auto size = [](const auto& array) { return array ? array->size() : 0; };
+  const bool sides = a.ndim() == 2 && b.ndim() == 2 && a.shape(1) == b.shape(1) && a.shape(0) <= b.shape(0);
+  if (!sides || a.size() == 0 || b.shape(0) > INT32_MAX || metric < 0 || metric > 2) {
+    throw py::value_error("vector_assignment: expected a [lines, width], b [columns, width], 1 <= lines <= columns");
+  }
+  const py::ssize_t lines = a.shape(0), columns = b.shape(0);
+  if (assignment.size() != lines || similarity.size() != lines || u.size() != lines || v.size() != columns ||
+      margin.size() != lines || (start_prices && size(start_prices) != columns) ||
+      (start_index && (start_index->ndim() != 2 || start_index->shape(0) != lines || size(start_rest) != lines))) {
+    throw py::value_error("vector_assignment: expected outputs and beginnings of as many lines and columns");
+  }
   const assignment::VectorPair<T> pair{a.data(),   b.data(),   a.shape(0),
                                        b.shape(0), a.shape(1), static_cast<assignment::Metric>(metric)};
   AssignmentOptions options;
@@ -287,12 +298,8 @@ py::tuple bind_vector_assignment(const Array<T>& a, const Array<T>& b, int metri
                                  v.mutable_data(), margin.mutable_data()};
   const Isa level = isa_of(isa);
   PythonMonitor monitor(std::move(progress));
-  AssignmentEffort effort;
-  {
-    const py::gil_scoped_release nogil;
-    effort = vector_assignment(pair, options, threads, level, monitor, proof);
-  }
-  return py::make_tuple(effort.recomputed, effort.rounds);
+  const py::gil_scoped_release nogil;
+  return vector_assignment(pair, options, threads, level, monitor, proof);
 }
 
 template <typename T>

@@ -110,8 +110,8 @@ void write_proof(Matching& matching, int64_t lines, const VectorCandidates<T>& c
 }  // namespace
 
 template <typename T>
-AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentOptions& options, int threads, Isa isa,
-                                   Monitor& monitor, const AssignmentProof<T>& proof) {
+int64_t vector_assignment(const VectorPair<T>& pair, const AssignmentOptions& options, int threads, Isa isa,
+                          Monitor& monitor, const AssignmentProof<T>& proof) {
   // An auction, and prices to begin with, need a column for every line and none left over. Spare lines provide that
   // where they are few; where columns are plenty, there is little to fight over and the search alone is fast.
   const int64_t excess = pair.columns - pair.lines;
@@ -149,12 +149,12 @@ AssignmentEffort vector_assignment(const VectorPair<T>& pair, const AssignmentOp
   }
   write_proof(matching, pair.lines, candidates, proof);
   std::copy(margins.begin(), margins.end(), proof.margin);
-  return {candidates.recomputed(), candidates.passes()};
+  return candidates.recomputed();
 }
 
-template AssignmentEffort vector_assignment(const VectorPair<float>&, const AssignmentOptions&, int, Isa, Monitor&,
-                                            const AssignmentProof<float>&);
-template AssignmentEffort vector_assignment(const VectorPair<double>&, const AssignmentOptions&, int, Isa, Monitor&,
-                                            const AssignmentProof<double>&);
+template int64_t vector_assignment(const VectorPair<float>&, const AssignmentOptions&, int, Isa, Monitor&,
+                                   const AssignmentProof<float>&);
+template int64_t vector_assignment(const VectorPair<double>&, const AssignmentOptions&, int, Isa, Monitor&,
+                                   const AssignmentProof<double>&);
 
 }  // namespace saekern

@@ -32,17 +32,12 @@ struct AssignmentProof {
   double* margin;  // [lines] the pair stays in an optimal assignment while its similarity falls by no more than this
 };
 
-struct AssignmentEffort {
-  int64_t recomputed;  // lines whose candidates were chosen again, counted each time
-  int64_t rounds;      // passes that this took
-};
-
-// pair.lines <= pair.columns, both at least 1. Throws std::invalid_argument if the best assignment
-// has a similarity that is not finite. Memory
-// beside the vectors: about 50 candidates of 12 to 16 bytes a line and what screen.h holds; vectors of doubles are
-// copied once in float. The answer does not depend on the number of threads.
+// pair.lines <= pair.columns, both at least 1. Returns how many lists of candidates were chosen again. Throws
+// std::invalid_argument if the best assignment has a similarity that is not finite. Memory beside the vectors: about 50
+// candidates of 12 to 16 bytes a line and what screen.h holds; vectors of doubles are copied once in float. The answer
+// does not depend on the number of threads.
 template <typename T>
-AssignmentEffort vector_assignment(const assignment::VectorPair<T>& pair, const AssignmentOptions& options, int threads,
-                                   Isa isa, Monitor& monitor, const AssignmentProof<T>& proof);
+int64_t vector_assignment(const assignment::VectorPair<T>& pair, const AssignmentOptions& options, int threads, Isa isa,
+                          Monitor& monitor, const AssignmentProof<T>& proof);
 
 }  // namespace saekern

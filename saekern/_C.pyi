@@ -1,7 +1,7 @@
 """The extension's functions. Arrays are contiguous and row-major; outputs are filled in place."""
 
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 SmallIndices = NDArray[np.int32]
+
+Real = TypeVar("Real", np.float32, np.float64)  # one of them throughout a call
 
 LARGE_OUTPUT: int  # bytes
 
@@ -58,40 +60,25 @@ def large_output(shape: Sequence[int]) -> Floats: ...
 def latent_order(
     indices: Indices, latents: int, threads: int, entries: SmallIndices, segments: SmallIndices
 ) -> None: ...
-@overload
-def linear_sum_assignment(cost: Floats, maximize: bool, threads: int, assignment: Indices) -> None: ...
-@overload
-def linear_sum_assignment(cost: Doubles, maximize: bool, threads: int, assignment: Indices) -> None: ...
-@overload
+def linear_sum_assignment(cost: NDArray[Real], maximize: bool, threads: int, assignment: Indices) -> None: ...
 def sparse_assignment(
     offsets: Indices,
     columns: SmallIndices,
-    costs: Floats,
+    costs: NDArray[Real],
     length: int,
     transposed: bool,
     maximize: bool,
     assignment: Indices,
 ) -> None: ...
-@overload
-def sparse_assignment(
-    offsets: Indices,
-    columns: SmallIndices,
-    costs: Doubles,
-    length: int,
-    transposed: bool,
-    maximize: bool,
-    assignment: Indices,
-) -> None: ...
-@overload
 def vector_assignment(
-    a: Floats,
-    b: Floats,
+    a: NDArray[Real],
+    b: NDArray[Real],
     metric: int,
     start_prices: Doubles | None,
     start_index: Indices | None,
     start_rest: Doubles | None,
     assignment: Indices,
-    similarity: Floats,
+    similarity: NDArray[Real],
     u: Doubles,
     v: Doubles,
     margin: Doubles,
@@ -99,25 +86,7 @@ def vector_assignment(
     threads: int,
     isa: str = "",
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[int, int]: ...
-@overload
-def vector_assignment(
-    a: Doubles,
-    b: Doubles,
-    metric: int,
-    start_prices: Doubles | None,
-    start_index: Indices | None,
-    start_rest: Doubles | None,
-    assignment: Indices,
-    similarity: Doubles,
-    u: Doubles,
-    v: Doubles,
-    margin: Doubles,
-    exact_margins: bool,
-    threads: int,
-    isa: str = "",
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[int, int]: ...
+) -> int: ...
 def nearest(
     a: Floats,
     b: Floats,

@@ -30,18 +30,16 @@ class Candidates {
 
   const List<T>& list(int64_t line) const { return lists_[line]; }
 
-  // Lists more columns of `lines`, chosen at `prices` [columns]: all of them together, since one reading of a computed
-  // matrix serves many. Lists that leave nothing out stay as they are.
+  // Lists more columns of `lines`, chosen at `prices` [columns]: together, since one reading of a computed matrix
+  // serves many, and of the first ones only, at least one, where there is no room for more. What was complete stays
+  // complete.
   virtual void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) = 0;
 
   // How many lines are best asked for together.
   virtual size_t batch() const { return 1; }
 
   // What the search has spent so far, in lines scanned, entries seen and lists extended: false ends it.
-  virtual bool worthwhile(int64_t scans, int64_t entries, int64_t extensions) const {
-    static_cast<void>(scans), static_cast<void>(entries), static_cast<void>(extensions);
-    return true;
-  }
+  virtual bool worthwhile(int64_t /*scans*/, int64_t /*entries*/, int64_t /*extensions*/) const { return true; }
 
  protected:
   std::vector<List<T>> lists_;

@@ -15,8 +15,13 @@ namespace saekern::assignment {
 template <typename T>
 class Ranking {
  public:
-  Ranking(const Similarity<T>& similarity, const std::vector<double>& prices, int64_t line)
-      : similarity_(similarity), prices_(prices), line_(line), columns_(similarity.pair().columns) {}
+  // row_constant: what a score of the screen lacks of the line's similarities.
+  Ranking(const Similarity<T>& similarity, const std::vector<double>& prices, int64_t line, double row_constant)
+      : similarity_(similarity),
+        prices_(prices),
+        line_(line),
+        columns_(similarity.pair().columns),
+        row_constant_(row_constant) {}
 
   // Lines begin their ties at different columns, so that lines full of ties list different ones.
   int64_t turn(int64_t column) const { return (column - line_ % columns_ + columns_) % columns_; }
@@ -26,7 +31,7 @@ class Ranking {
     std::vector<uint64_t> keys(list.items().size());
     for (size_t i = 0; i < keys.size(); ++i) {
       const int32_t column = list.items()[i].index;
-      const double score = similarity_(line_, column) + row_constant_ + prices_[column];
+      const double score = similarity_(line_, column) - row_constant_ + prices_[column];
       keys[i] = order_key(static_cast<float>(score), static_cast<int32_t>(turn(column)));
     }
     const auto chosen = keys.begin() + std::min<int64_t>(wanted, static_cast<int64_t>(keys.size()));
@@ -74,13 +79,11 @@ class Ranking {
     }
   }
 
-  void set_row_constant(double constant) { row_constant_ = constant; }
-
  private:
   const Similarity<T>& similarity_;
   const std::vector<double>& prices_;
   const int64_t line_, columns_;
-  double row_constant_ = 0;
+  const double row_constant_;
 };
 
 }  // namespace saekern::assignment

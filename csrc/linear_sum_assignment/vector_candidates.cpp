@@ -14,8 +14,11 @@ namespace saekern::assignment {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kGathered = 16 << 20;     // floats of `a` copied together, 64 MiB
-constexpr int64_t kKeptPanels = 256 << 20;  // bytes
+constexpr int64_t kGathered = 16 << 20;  // floats of `a` copied together, 64 MiB
+
+// Bytes of packed `b` that are kept between passes, 174,762 rows of 768 in bfloat16. Larger ones are packed in every
+// pass: a copy that grows with the dictionary would be most of the memory, and their passes take long as it is.
+constexpr int64_t kKeptPanels = 256 << 20;
 
 // Of the largest possible similarity. A latent with a clear partner lists hardly anything else, which saves a fifth of
 // the first pass where 60 % have one.
@@ -115,7 +118,6 @@ void VectorCandidates<T>::extend(const std::vector<int32_t>& lines, const std::v
     asked += asked_[line] = more;
   }
   recomputed_ += static_cast<int64_t>(first.size());
-  ++passes_;
   window_ = std::numeric_limits<float>::infinity();
   shrink(prices);
   choose(first, prices);
@@ -168,19 +170,11 @@ void VectorCandidates<T>::choose(const std::vector<int32_t>& lines, const std::v
     }
   }
   std::vector<int32_t> real, spare;
-  std::vector<int64_t> wanted;
-  for (const int32_t line : lines) {
-    if (line >= pair.lines) {
-      spare.push_back(line);
-    } else {
-      real.push_back(line);
-      wanted.push_back(asked_[line]);
-    }
-  }
+  for (const int32_t line : lines) (line < pair.lines ? real : spare).push_back(line);
   if (!spare.empty()) choose_spare(spare, prices);
   const auto count = static_cast<int64_t>(real.size()), step = std::max<int64_t>(96, kGathered / pair.width);
   for (int64_t i = 0; i < count; i += step) {
-    choose_some(real.data() + i, wanted.data() + i, std::min(step, count - i), prices, bias);
+    choose_some(real.data() + i, std::min(step, count - i), prices, bias);
   }
 }
 
@@ -208,8 +202,8 @@ void VectorCandidates<T>::choose_spare(const std::vector<int32_t>& lines, const 
 }
 
 template <typename T>
-void VectorCandidates<T>::choose_some(const int32_t* lines, const int64_t* wanted, int64_t count,
-                                      const std::vector<double>& prices, const std::vector<float>& bias) {
+void VectorCandidates<T>::choose_some(const int32_t* lines, int64_t count, const std::vector<double>& prices,
+                                      const std::vector<float>& bias) {
   const VectorPair<T>& pair = similarity_.pair();
   const bool cosine = pair.metric == Metric::cosine;
   constexpr bool scaled = std::is_same_v<T, double>;  // doubles are scaled before they are rounded
@@ -247,9 +241,7 @@ void VectorCandidates<T>::choose_some(const int32_t* lines, const int64_t* wante
   std::vector<CandidateList> found(screen.row_group(), fresh);
   std::atomic<int64_t> scored{0};
   const auto ranking_of = [&](int64_t row) {
-    Ranking<T> ranking(similarity_, prices, lines[row]);
-    ranking.set_row_constant(-row_constant(lines[row]));
-    return ranking;
+    return Ranking<T>(similarity_, prices, lines[row], row_constant(lines[row]));
   };
   screen.run(
       [&](const ScoreBlock& block) {
@@ -258,22 +250,22 @@ void VectorCandidates<T>::choose_some(const int32_t* lines, const int64_t* wante
         const bool whole = block.latent + block.latents <= pair.columns;
         const float* column_bias = screen.padded_bias() ? screen.padded_bias() + block.latent : nullptr;
         for (int64_t r = 0; r < block.rows; ++r) {
-          const int64_t row = block.row + r;
+          const int64_t row = block.row + r, wanted = asked_[lines[row]];
           CandidateList& list = found[row % Screen::kRowGroup];
           list.add(block.scores + r * block.stride, column_bias, whole ? nullptr : &mask[block.latent / kLanes],
-                   block.latent, block.latents, wanted[row], block.slack[r], isa_);
-          if (list.size() > std::max<int64_t>(2048, 8 * wanted[row])) ranking_of(row).settle(list, wanted[row]);
+                   block.latent, block.latents, wanted, block.slack[r], isa_);
+          if (list.size() > std::max<int64_t>(2048, 8 * wanted)) ranking_of(row).settle(list, wanted);
         }
       },
       [&](int64_t first, int64_t size) {
         for (int64_t row = first; row < first + size; ++row) {
           CandidateList& list = found[row % Screen::kRowGroup];
-          list.compact(wanted[row]);
+          list.compact(asked_[lines[row]]);
           // Rounding the threshold's own score to float32, where it came from an exact one, moves it by 2^-24.
           const double threshold = list.threshold() + std::abs(list.threshold()) * 0x1p-22;
           const double rest =
               list.size() == pair.columns ? kInfinity : -(threshold + row_constant(lines[row])) - tolerance_;
-          ranking_of(row).finish(list, wanted[row], rest, this->lists_[lines[row]]);
+          ranking_of(row).finish(list, asked_[lines[row]], rest, this->lists_[lines[row]]);
           list = fresh;
         }
       });

@@ -20,14 +20,14 @@ class VectorCandidates final : public Candidates<T> {
   // `spare` further lines cost 0 in every column: with them a matrix that is a little wider than high is square.
   VectorCandidates(const Similarity<T>& similarity, int64_t spare, int threads, Isa isa, Monitor& monitor);
 
-  // Lists at least `wanted` columns of every line, chosen at `prices` [columns].
+  // Lists at least `wanted` columns of every line, fewer where the others are clearly worse, chosen at `prices`
+  // [columns].
   void list_all(int64_t wanted, const std::vector<double>& prices);
 
   // Takes lists that were made elsewhere: index [lines, listed], and rest [lines], which no similarity of a column
   // outside the list exceeds. -1 fills a list that has fewer.
   void list_given(const int64_t* index, const double* rest, int64_t listed);
 
-  // Of many lines only the first, for whose lists there is room: at least one.
   void extend(const std::vector<int32_t>& lines, const std::vector<double>& prices) override;
 
   size_t batch() const override { return 32; }
@@ -36,12 +36,11 @@ class VectorCandidates final : public Candidates<T> {
   void ask_anew();
 
   int64_t recomputed() const { return recomputed_; }
-  int64_t passes() const { return passes_; }
 
  private:
   void choose(const std::vector<int32_t>& lines, const std::vector<double>& prices);
   void choose_spare(const std::vector<int32_t>& lines, const std::vector<double>& prices);
-  void choose_some(const int32_t* lines, const int64_t* wanted, int64_t count, const std::vector<double>& prices,
+  void choose_some(const int32_t* lines, int64_t count, const std::vector<double>& prices,
                    const std::vector<float>& bias);
   int64_t room() const;
   void shrink(const std::vector<double>& prices);
@@ -58,7 +57,7 @@ class VectorCandidates final : public Candidates<T> {
   bool keeps_panels_ = false;
   PackedPanels panels_;         // of b: without them each pass over a few lines would pack all of b again
   std::vector<int64_t> asked_;  // [lines] how many columns were last asked for
-  int64_t recomputed_ = 0, passes_ = 0;
+  int64_t recomputed_ = 0;
 };
 
 }  // namespace saekern::assignment

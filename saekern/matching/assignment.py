@@ -114,7 +114,7 @@ def assign_vectors(
     u, v, margin = (torch.empty(n, dtype=torch.float64) for n in (lines, columns, lines))
     start = None if prices is None else (-prices.clamp(min=0)).to(torch.float64).contiguous()
     listed = (None, None) if candidates is None else candidates
-    recomputed, _ = _C.vector_assignment(
+    recomputed = _C.vector_assignment(
         _view(a),
         _view(b),
         METRICS.index(metric),

@@ -374,3 +374,25 @@ def test_errors():
             ValueError, match=r"method: metric, verify, start and margin are for 'assignment', got 'nearest'"
         ):
             match(a, a, "nearest", **option)
+
+
+def test_the_door_refuses_arrays_that_do_not_fit():
+    """What the solver writes into has to be as long as it says."""
+    a, b = np.ones((3, 2), np.float32), np.ones((4, 2), np.float32)
+
+    def call(a, b, metric=0, prices=None, index=None, rest=None, margin=3):
+        outputs = np.empty(3, np.int64), np.empty(3, np.float32), np.empty(3), np.empty(4), np.empty(margin)
+        return _C.vector_assignment(a, b, metric, prices, index, rest, *outputs, False, 1)
+
+    assert call(a, b) == 0
+    for wrong in ((b, a), (a, b[:, :1].copy()), (a[:0], b), (a, b, 3)):
+        with pytest.raises(ValueError, match=r"vector_assignment: expected a \[lines, width\], b \[columns, width\]"):
+            call(*wrong)
+    for wrong in (
+        {"margin": 2},
+        {"prices": np.zeros(3)},
+        {"index": np.zeros((2, 1), np.int64), "rest": np.ones(3)},
+        {"index": np.zeros((3, 1), np.int64)},
+    ):
+        with pytest.raises(ValueError, match=r"vector_assignment: expected outputs and beginnings"):
+            call(a, b, **wrong)

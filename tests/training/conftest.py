@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import saekern
+
 
 class Rows:
     """What `saekern.train` needs of rows, and no more."""
@@ -15,6 +17,32 @@ class Rows:
 
     def take(self, indices):
         return self.tensor[indices]
+
+
+class Stopped(Exception):
+    """Not an error that the loop knows: it ends as a killed process would."""
+
+
+@pytest.fixture
+def resumed(monkeypatch):
+    """Trains into `out` until the rows are asked for the `stop_at`-th time, and then to the end."""
+
+    def train(make_sae, rows, settings, out, stop_at):
+        take, calls = rows.take, []
+
+        def until(indices):
+            calls.append(1)
+            if len(calls) == stop_at:
+                raise Stopped
+            return take(indices)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rows, "take", until)
+            with pytest.raises(Stopped):
+                saekern.train(make_sae(), rows, settings, out=out, progress=False)
+        saekern.train(make_sae(), rows, settings, out=out, progress=False)
+
+    return train
 
 
 @pytest.fixture(autouse=True)

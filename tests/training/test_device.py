@@ -74,30 +74,14 @@ def test_results_are_those_of_the_cpu(stand_in, make_rows):
             assert torch.equal(tensor, host(here.sae)[name]), name
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
 @pytest.mark.parametrize("kill_at", [21, 37])
-def test_resume_is_exact(stand_in, make_rows, tmp_path, kill_at):
+def test_resume_is_exact(stand_in, make_rows, resumed, tmp_path, kill_at):
     """Among dead latents. Planted: what was learnt about dead latents left out of the checkpoint; caught."""
     rows, settings = make_rows(), config(checkpoint_every=5, dead_after=9 * 64)
     whole = saekern.train(wide(), rows, settings, out=tmp_path / "whole", progress=False)
     assert whole.log[-1]["dead"] > 0
-    take, calls = rows.take, []
-
-    def until(indices):
-        calls.append(1)
-        if len(calls) == kill_at:
-            raise Killed
-        return take(indices)
-
-    rows.take = until
-    with pytest.raises(Killed):
-        saekern.train(wide(), rows, settings, out=tmp_path / "killed", progress=False)
-    rows.take = take
-    saekern.train(wide(), rows, settings, out=tmp_path / "killed", progress=False)
+    resumed(wide, rows, settings, tmp_path / "killed", kill_at)
     for name in (checkpoint.STATE, files.WEIGHTS, checkpoint.LOG, files.CONFIG):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

@@ -157,7 +157,7 @@ def test_copies_belong_to_one_run(make_rows):
 
 
 @pytest.mark.parametrize("kill_at", [14, 33])
-def test_resume_is_exact(make_rows, tmp_path, kill_at):
+def test_resume_is_exact(make_rows, resumed, tmp_path, kill_at):
     """The copies are not in a checkpoint: made from the parameters they have the bits that the step left. Planted: one
     unit in the last place added to the copies by the step; caught."""
     settings = saekern.TrainConfig(
@@ -166,18 +166,6 @@ def test_resume_is_exact(make_rows, tmp_path, kill_at):
     rows = make_rows()
     whole = saekern.train(small(), rows, settings, out=tmp_path / "whole", progress=False)
     assert max(line["dead"] for line in whole.log) > 0
-    take, calls = rows.take, []
-
-    def until(indices):
-        calls.append(1)
-        if len(calls) == kill_at:
-            raise KeyboardInterrupt
-        return take(indices)
-
-    rows.take = until
-    with pytest.raises(KeyboardInterrupt):
-        saekern.train(small(), rows, settings, out=tmp_path / "killed", progress=False)
-    rows.take = take
-    saekern.train(small(), rows, settings, out=tmp_path / "killed", progress=False)
+    resumed(small, rows, settings, tmp_path / "killed", kill_at)
     for name in (checkpoint.STATE, checkpoint.LOG):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
