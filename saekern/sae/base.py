@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saekern import ops
 from saekern.sae.geometric_median import geometric_median
 
 
@@ -38,8 +39,8 @@ class SAE(nn.Module):
     """The contract between an architecture and the rest.
 
     A subclass has parameters or properties W_enc [D, F] (a `latent_rows` parameter), W_dec [F, D], b_enc [F], b_dec [D]
-    and the methods encode, encode_sparse, decode, forward, loss, config. The training loop knows nothing else of it:
-    an optimiser step is
+    and the methods encode_sparse, loss, config; decode and forward where x̂ is not z W_dec + b_dec. The training loop
+    knows nothing else of it: an optimiser step is
 
         sae.loss(x, dead).total.backward();  sae.project_gradient_();  step();  sae.project_parameters_()
 
@@ -73,9 +74,6 @@ class SAE(nn.Module):
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         raise NotImplementedError
 
-    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
-        raise NotImplementedError
-
     def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
         raise NotImplementedError
 
@@ -87,6 +85,17 @@ class SAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Dense codes: x [..., D] -> [..., F]."""
         return self.encode_sparse(x).dense(self.d_sae)
+
+    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
+        """Dense [..., F], SparseCodes [..., K] or ragged SparseCodes of B rows -> [..., D]."""
+        if not isinstance(codes, SparseCodes):
+            return codes @ self.W_dec + self.b_dec
+        values, indices, offsets = codes
+        if offsets is not None:
+            return ops.decode(values, indices, self.W_dec, self.b_dec, offsets)
+        width = values.shape[-1]
+        x_hat = ops.decode(values.reshape(-1, width), indices.reshape(-1, width), self.W_dec, self.b_dec)
+        return x_hat.reshape(*values.shape[:-1], self.d_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction: [..., D] -> [..., D]."""

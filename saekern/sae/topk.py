@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from saekern import ops
 from saekern.ops.topk_encode import encode
 from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
+from saekern.sae.initial import aux_count, check_sizes, seed_or_new, unit_directions
 
 
 class TopKSAE(SAE):
@@ -49,20 +50,13 @@ class TopKSAE(SAE):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("d_in", d_in), ("d_sae", d_sae)):
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+        check_sizes(d_in, d_sae)
         if not 1 <= k <= d_sae:
             raise ValueError(f"k: expected 1 <= k <= d_sae = {d_sae}, got {k}")
-        if k_aux is None:
-            k_aux = min(d_sae, 1 << max(0, (d_in // 2).bit_length() - 1))
-        if not 0 <= k_aux <= d_sae:
-            raise ValueError(f"k_aux: expected 0 <= k_aux <= d_sae = {d_sae}, got {k_aux}")
-        if init_seed is None:
-            init_seed = int(torch.randint(2**62, ()))
+        k_aux = aux_count(k_aux, d_in, d_sae)
         self.d_in, self.d_sae, self.k, self.k_aux = d_in, d_sae, k, k_aux
-        self.aux_coefficient, self.init_seed = aux_coefficient, init_seed
-        rows = unit_directions(d_sae, d_in, init_seed, device).to(dtype or torch.get_default_dtype())
+        self.aux_coefficient, self.init_seed = aux_coefficient, seed_or_new(init_seed)
+        rows = unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
         self.W_enc = latent_rows(rows.clone())  # tied: each latent starts by reading what it writes
         self.W_dec = nn.Parameter(rows)
         self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
@@ -86,17 +80,6 @@ class TopKSAE(SAE):
         values, indices, *_ = encode(self.flat(x), self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec)
         shape = (*x.shape[:-1], self.k)
         return SparseCodes(values.reshape(shape), indices.reshape(shape))
-
-    def decode(self, codes: Tensor | SparseCodes) -> Tensor:
-        """Dense [..., F], SparseCodes [..., K] or ragged SparseCodes of B rows -> [..., D]."""
-        if not isinstance(codes, SparseCodes):
-            return codes @ self.W_dec + self.b_dec
-        values, indices, offsets = codes
-        if offsets is not None:
-            return ops.decode(values, indices, self.W_dec, self.b_dec, offsets)
-        width = values.shape[-1]
-        x_hat = ops.decode(values.reshape(-1, width), indices.reshape(-1, width), self.W_dec, self.b_dec)
-        return x_hat.reshape(*values.shape[:-1], self.d_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction: [..., D] -> [..., D]."""
@@ -128,13 +111,3 @@ class TopKSAE(SAE):
         shape = (*x.shape[:-1], self.k)
         codes = SparseCodes(values.reshape(shape), indices.reshape(shape))
         return Loss(fvu + auxk, {"fvu": fvu, "auxk": auxk}, x_hat.reshape(x.shape), codes)
-
-
-def unit_directions(count: int, width: int, seed: int, device: torch.device | str | None) -> Tensor:
-    """Uniform random unit rows [count, width], float32, from a generator of their own on the CPU."""
-    if torch.device(device or torch.get_default_device()).type == "meta":
-        return torch.empty(count, width, device="meta")
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(count, width, generator=generator, dtype=torch.float32, device="cpu")
-    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows.to(device or torch.get_default_device())
