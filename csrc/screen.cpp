@@ -39,6 +39,8 @@ Screen::Screen(const ScoreInput& input, int threads, Isa isa)
   panels_ = std::min(all, round_up(divide_up(all, chunks), kBlockPanels));
   packed_.norm.resize(padded_);
   packed_.residual.resize(padded_);
+  packed_.group_norm.resize(padded_ / Slack::kGroup);
+  packed_.group_residual.resize(padded_ / Slack::kGroup);
   if (!in_.packed) {
     packed_.words.resize(panels_ * kernel_.panel_words());
   } else if (packed_.words.empty()) {
@@ -118,6 +120,8 @@ void Screen::pack_row(int64_t row) {
   Slack& slack = slack_[r];
   slack.norm = packed_.norm.data();
   slack.residual = packed_.residual.data();
+  slack.group_norm = packed_.group_norm.data();
+  slack.group_residual = packed_.group_residual.data();
   slack.row_norm = n.residual + kernel_.rounding() * n.norm;
   slack.row_rounded = n.rounded;
   // Adding the bias rounds, here and in the exact score; the products may lose what is below 2^-126.
@@ -133,6 +137,9 @@ void Screen::pack_panel(int64_t panel, uint32_t* words) {
     packed_.norm[f + j] = norms[j].norm;
     packed_.residual[f + j] = norms[j].residual + kernel_.rounding() * norms[j].norm;
   }
+  static_assert(Slack::kGroup == kPanel);
+  packed_.group_norm[panel] = *std::max_element(&packed_.norm[f], &packed_.norm[f] + count);
+  packed_.group_residual[panel] = *std::max_element(&packed_.residual[f], &packed_.residual[f] + count);
 }
 
 // With a few rows only, it is the latents that have to be divided among the threads.

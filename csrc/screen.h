@@ -15,7 +15,8 @@ namespace saekern {
 // all of it in float32.
 struct PackedPanels {
   std::vector<uint32_t> words;
-  std::vector<float> norm, residual;  // [padded latents]
+  std::vector<float> norm, residual;              // [padded latents]
+  std::vector<float> group_norm, group_residual;  // [padded latents / 64], see Slack
 };
 
 // score(r, f) = ⟨x_r − pre_bias, w_f⟩ · x_scale[r] · weight_scale[f] + bias[f]. All row-major: x [rows, width], weight

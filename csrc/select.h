@@ -15,6 +15,11 @@ struct Slack {
   float constant = 0, row_norm = 0, row_rounded = 0;
   const float* norm = nullptr;      // [padded F]
   const float* residual = nullptr;  // [padded F]
+  // [padded F / kGroup] the largest norm and residual of each group: with them one subtraction serves all its latents
+  const float* group_norm = nullptr;
+  const float* group_residual = nullptr;
+
+  static constexpr int64_t kGroup = 64;
 };
 
 struct Candidate {

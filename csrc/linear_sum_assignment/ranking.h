@@ -18,6 +18,7 @@ class Ranking {
   // row_constant: what a score of the screen lacks of the line's similarities.
   Ranking(const Similarity<T>& similarity, const std::vector<double>& prices, int64_t line, double row_constant)
       : similarity_(similarity),
+        similarity_to_(similarity, line),
         prices_(prices),
         line_(line),
         columns_(similarity.pair().columns),
@@ -31,7 +32,7 @@ class Ranking {
     std::vector<uint64_t> keys(list.items().size());
     for (size_t i = 0; i < keys.size(); ++i) {
       const int32_t column = list.items()[i].index;
-      const double score = similarity_(line_, column) - row_constant_ + prices_[column];
+      const double score = similarity_to_(column) - row_constant_ + prices_[column];
       keys[i] = order_key(static_cast<float>(score), static_cast<int32_t>(turn(column)));
     }
     const auto chosen = keys.begin() + std::min<int64_t>(wanted, static_cast<int64_t>(keys.size()));
@@ -58,7 +59,7 @@ class Ranking {
     for (size_t i = 0; i < items.size(); ++i) {
       if (i + 2 < items.size()) similarity_.prefetch(items[i + 2].index);
       const int32_t column = items[i].index;
-      const T cost = -similarity_(line_, column);
+      const T cost = -similarity_to_(column);
       found[i] = {static_cast<double>(cost) - prices_[column], cost, column, turn(column)};
     }
     std::sort(found.begin(), found.end(), [](const Known& a, const Known& b) {
@@ -81,6 +82,7 @@ class Ranking {
 
  private:
   const Similarity<T>& similarity_;
+  const typename Similarity<T>::Line similarity_to_;
   const std::vector<double>& prices_;
   const int64_t line_, columns_;
   const double row_constant_;

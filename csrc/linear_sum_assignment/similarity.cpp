@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kSums = 32;  // four AVX-512 registers of doubles: enough that no addition waits for another
 
-template <typename T, class Term>
-SAEKERN_INLINE double sum_of(const T* SAEKERN_RESTRICT x, const T* SAEKERN_RESTRICT y, int64_t n, const Term& term) {
+template <typename S, typename T, class Term>
+SAEKERN_INLINE double sum_of(const S* SAEKERN_RESTRICT x, const T* SAEKERN_RESTRICT y, int64_t n, const Term& term) {
   double sum[kSums] = {};
   int64_t d = 0;
   for (; d + kSums <= n; d += kSums) {
@@ -26,20 +26,22 @@ SAEKERN_INLINE double sum_of(const T* SAEKERN_RESTRICT x, const T* SAEKERN_RESTR
   return sum[0];
 }
 
-template <typename T>
-SAEKERN_INLINE double product(const T* x, const T* y, int64_t n) {
+template <typename S, typename T>
+SAEKERN_INLINE double product(const S* x, const T* y, int64_t n) {
   return sum_of(x, y, n, [](double a, double b) __attribute__((always_inline)) { return a * b; });
 }
 
-template <typename T>
-SAEKERN_INLINE double squared_distance(const T* x, const T* y, int64_t n) {
+template <typename S, typename T>
+SAEKERN_INLINE double squared_distance(const S* x, const T* y, int64_t n) {
   return sum_of(x, y, n, [](double a, double b) __attribute__((always_inline)) { return (a - b) * (a - b); });
 }
 
 // Products of two floats are exact in double, so these do not depend on whether a clone fuses the addition.
 SAEKERN_CLONES double dot(const float* x, const float* y, int64_t n) { return product(x, y, n); }
+SAEKERN_CLONES double dot(const double* x, const float* y, int64_t n) { return product(x, y, n); }
 SAEKERN_CLONES double dot(const double* x, const double* y, int64_t n) { return product(x, y, n); }
 SAEKERN_CLONES double distance(const float* x, const float* y, int64_t n) { return squared_distance(x, y, n); }
+SAEKERN_CLONES double distance(const double* x, const float* y, int64_t n) { return squared_distance(x, y, n); }
 SAEKERN_CLONES double distance(const double* x, const double* y, int64_t n) { return squared_distance(x, y, n); }
 
 template <typename T>
@@ -63,8 +65,9 @@ Similarity<T>::Similarity(const VectorPair<T>& pair, int threads)
       b_norms_(norms(pair.b, pair.columns, pair.width, threads)) {}
 
 template <typename T>
-T Similarity<T>::operator()(int64_t line, int64_t column) const {
-  const T *x = pair_.a + line * pair_.width, *y = pair_.b + column * pair_.width;
+template <typename Row>
+T Similarity<T>::of(const Row* x, int64_t line, int64_t column) const {
+  const T* y = pair_.b + column * pair_.width;
   switch (pair_.metric) {
     case Metric::dot:
       return static_cast<T>(dot(x, y, pair_.width));
@@ -75,6 +78,23 @@ T Similarity<T>::operator()(int64_t line, int64_t column) const {
   }
   const double norm = a_norms_[line] * b_norms_[column];
   return norm > 0 ? static_cast<T>(dot(x, y, pair_.width) / norm) : T(0);
+}
+
+template <typename T>
+T Similarity<T>::operator()(int64_t line, int64_t column) const {
+  return of(pair_.a + line * pair_.width, line, column);
+}
+
+template <typename T>
+Similarity<T>::Line::Line(const Similarity& similarity, int64_t line)
+    : similarity_(similarity),
+      line_(line),
+      wide_(similarity.pair_.a + line * similarity.pair_.width,
+            similarity.pair_.a + (line + 1) * similarity.pair_.width) {}
+
+template <typename T>
+T Similarity<T>::Line::operator()(int64_t column) const {
+  return similarity_.of(wide_.data(), line_, column);
 }
 
 template <typename T>

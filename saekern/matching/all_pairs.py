@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from saekern.matching import batches
 from saekern.matching import store as disk
-from saekern.matching.geometry import as_dictionary, live_rows
+from saekern.matching.geometry import Side, side_of
 from saekern.matching.pair import Method, check_method, match_both, same_space
 from saekern.matching.result import Pair
 from saekern.matching.store import PairStore
@@ -47,17 +47,18 @@ class AllPairs:
         self._live: list[Tensor] = []
         width = None
         for i in range(runs):
-            rows = self.rows(i)
+            rows, live, _ = side_of(dictionaries[i], None if dead is None else dead[i], f"dictionaries[{i}]")
             width = rows.shape[1] if width is None else width
             if rows.shape[1] != width:
                 expected = f"expected shape [F, {width}] like dictionaries[0]"
                 raise ValueError(f"dictionaries[{i}]: {expected}, got {list(rows.shape)}")
             self.sizes.append(rows.shape[0])
-            self._live.append(live_rows(rows, None if dead is None else dead[i], f"dictionaries[{i}]").cpu())
+            self._live.append(live.cpu())
             self.keys.append(disk.dictionary_key(rows, self._live[i]))
 
-    def rows(self, i: int) -> Tensor:
-        return as_dictionary(self.dictionaries[i], f"dictionaries[{i}]")
+    def side(self, i: int) -> Side:
+        side = side_of(self.dictionaries[i], None, f"dictionaries[{i}]")
+        return side._replace(live=self._live[i].to(side.live.device))
 
     def live(self, i: int) -> Tensor:
         return self._live[i]
@@ -78,11 +79,9 @@ class AllPairs:
             yield from batches.Batches(self.dictionaries, resident, self._live).compute(positions)
             return
         for i, partners in groupby(positions, key=lambda position: position[0]):
-            first = self.rows(i)
+            first = self.side(i)
             for _, j in partners:
-                a, b = same_space(first, self.rows(j))
-                live = (self._live[k].to(a.device) for k in (i, j))
-                yield Pair(i, j, *match_both(a, b, self.method, *live)).cpu()
+                yield Pair(i, j, *match_both(*same_space(first, self.side(j)), self.method)).cpu()
 
 
 def match_all(

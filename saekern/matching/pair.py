@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saekern import ops
 from saekern.matching.assignment import METRICS, Metric, Progress, VectorAssignment, assign_vectors
-from saekern.matching.geometry import as_dictionary, live_rows, moderate
+from saekern.matching.geometry import Side, moderate, side_of
 from saekern.matching.result import Certificate, Matching
 from saekern.matching.verify import worst_violation
 
@@ -63,34 +63,30 @@ def match(
     """
     check_method(method)
     with ops.torch_on_one_thread():
-        a, b = same_space(as_dictionary(a, "a"), as_dictionary(b, "b"))
-        live_a, live_b = live_rows(a, dead[0], "a"), live_rows(b, dead[1], "b")
+        left, right = same_space(side_of(a, dead[0], "a"), side_of(b, dead[1], "b"))
     if method == "nearest":
         if metric != "cosine" or verify or start is not None or margin != "bound":
             raise ValueError("method: metric, verify, start and margin are for 'assignment', got 'nearest'")
-        return _nearest(a, b, live_a, live_b)
+        return _nearest(left, right)
     if metric not in METRICS:
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
     if margin not in ("bound", "exact"):
         raise ValueError(f"margin: expected 'bound' or 'exact', got {margin!r}")
-    return _assign(a, b, live_a, live_b, metric, verify, start, margin == "exact", progress)
+    return _assign(left, right, metric, verify, start, margin == "exact", progress)
 
 
-def _nearest(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor) -> Matching:
-    if not live_a.any() or not live_b.any():
-        return expand(None, live_a, live_b, a, margin=a.new_empty(0))
-    kept = int(live_b.sum())
-    rows_a, rows_b, _ = moderate(rows_of(a, live_a), rows_of(b, live_b), "cosine")
-    cosine, index, _ = ops.nearest_top(rows_a, rows_b, min(2, kept))
-    margin = cosine[:, 0] - cosine[:, 1] if kept > 1 else torch.full_like(cosine[:, 0], torch.nan)
-    return expand((index[:, 0], cosine[:, 0]), live_a, live_b, a, margin)
+def _nearest(a: Side, b: Side) -> Matching:
+    if not a.live.any() or not b.live.any():
+        return expand(None, a, b, margin=a.rows.new_empty(0))
+    rows_a, rows_b, _ = moderate(a, b, "cosine")
+    cosine, index, _ = ops.nearest_top(rows_a, rows_b, min(2, len(rows_b)))
+    margin = cosine[:, 0] - cosine[:, 1] if len(rows_b) > 1 else torch.full_like(cosine[:, 0], torch.nan)
+    return expand((index[:, 0], cosine[:, 0]), a, b, margin)
 
 
 def _assign(
-    a: Tensor,
-    b: Tensor,
-    live_a: Tensor,
-    live_b: Tensor,
+    a: Side,
+    b: Side,
     metric: Metric,
     verify: bool,
     start: Matching | Certificate | None,
@@ -98,21 +94,22 @@ def _assign(
     progress: Progress | None,
 ) -> Matching:
     """From the side with fewer live latents, which the solver matches in full; turned round at the end."""
-    turned = int(live_a.sum()) > int(live_b.sum())
-    prices = None if start is None else _prices(start, turned, a, b)
+    turned = int(a.live.sum()) > int(b.live.sum())
+    prices = None if start is None else _prices(start, turned, a.rows, b.rows)
     if turned:
-        a, b, live_a, live_b = b, a, live_b, live_a
-    u, v = (torch.zeros(live.shape, dtype=torch.float64, device=a.device) for live in (live_a, live_b))
-    if not live_a.any():
-        none = torch.full(live_a.shape, torch.nan, dtype=a.dtype, device=a.device)
+        a, b = b, a
+    device, dtype = a.rows.device, a.rows.dtype
+    u, v = (torch.zeros(side.live.shape, dtype=torch.float64, device=device) for side in (a, b))
+    if not a.live.any():
+        none = torch.full(a.live.shape, torch.nan, dtype=dtype, device=device)
         proof = Certificate(True, 0.0, 0.0, 0.0, *((v, u) if turned else (u, v)), 0, verify)
-        matching = Matching(torch.full(live_a.shape, -1, device=a.device), none, none, proof)
-        return _turn(matching, live_b) if turned else matching
+        matching = Matching(torch.full(a.live.shape, -1, device=device), none, none, proof)
+        return _turn(matching, b.live) if turned else matching
     with ops.torch_on_one_thread():  # its idle threads would go on spinning beside the solver's
-        kept_a, kept_b, unit = moderate(rows_of(a, live_a), rows_of(b, live_b), metric)
-        candidates = _candidates_of(kept_a, kept_b) if a.device.type == "cuda" and metric == "cosine" else None
+        kept_a, kept_b, unit = moderate(a, b, metric)
+        candidates = _candidates_of(kept_a, kept_b) if device.type == "cuda" and metric == "cosine" else None
         host_a, host_b = (kept.cpu().contiguous() for kept in (kept_a, kept_b))
-        host_prices = None if prices is None else prices[live_b].cpu() / unit
+        host_prices = None if prices is None else prices[b.live].cpu() / unit
         found = assign_vectors(
             host_a,
             host_b,
@@ -129,7 +126,7 @@ def _assign(
                 f"assignment: a pair stands {worst:.3g} above its prices; please report the dictionaries"
             )
     found = _scaled(found, unit, metric)
-    u[live_a], v[live_b] = found.u.to(a.device), found.v.to(a.device)
+    u[a.live], v[b.live] = found.u.to(device), found.v.to(device)
     primal = float(found.similarity.sum())
     gap = float(found.u.sum() + found.v.sum()) - primal
     proof = Certificate(
@@ -142,10 +139,10 @@ def _assign(
         verify,
     )
     margins = torch.where(found.margin.isinf(), torch.nan, found.margin)
-    margins = _rounded_down(margins, a.dtype).to(a.device)
-    matching = expand((found.partner.to(a.device), found.similarity.to(a)), live_a, live_b, a, margins)
+    margins = _rounded_down(margins, dtype).to(device)
+    matching = expand((found.partner.to(device), found.similarity.to(device, dtype)), a, b, margins)
     matching = replace(matching, certificate=proof)
-    return _turn(matching, live_b) if turned else matching
+    return _turn(matching, b.live) if turned else matching
 
 
 def _rounding(found: VectorAssignment) -> float:
@@ -200,49 +197,39 @@ def _turn(matching: Matching, live_b: Tensor) -> Matching:
     return replace(matching, index=index, cosine=cosine, margin=margin)
 
 
-def match_both(a: Tensor, b: Tensor, method: Method, live_a: Tensor, live_b: Tensor) -> tuple[Matching, Matching]:
+def match_both(a: Side, b: Side, method: Method) -> tuple[Matching, Matching]:
     """Both directions, a → b and b → a, from one pass over the cosines (nearest) or one solution (assignment)."""
     if method == "assignment":
-        forward = _assign(a, b, live_a, live_b, "cosine", False, None, False, None)
+        forward = _assign(a, b, "cosine", False, None, False, None)
         forward = replace(forward, margin=None, certificate=None)
-        return forward, _turn(forward, live_b)
-    if not live_a.any() or not live_b.any():
-        return expand(None, live_a, live_b, a), expand(None, live_b, live_a, b)
-    rows_a, rows_b, _ = moderate(rows_of(a, live_a), rows_of(b, live_b), "cosine")
+        return forward, _turn(forward, b.live)
+    if not a.live.any() or not b.live.any():
+        return expand(None, a, b), expand(None, b, a)
+    rows_a, rows_b, _ = moderate(a, b, "cosine")
     pair = ops.nearest(rows_a, rows_b)
-    return (
-        expand((pair.a_index, pair.a_cosine), live_a, live_b, a),
-        expand((pair.b_index, pair.b_cosine), live_b, live_a, b),
-    )
+    return expand((pair.a_index, pair.a_cosine), a, b), expand((pair.b_index, pair.b_cosine), b, a)
 
 
-def expand(
-    found: tuple[Tensor, Tensor] | None, live_a: Tensor, live_b: Tensor, a: Tensor, margin: Tensor | None = None
-) -> Matching:
-    """A matching among live latents, written in the numbering of all latents. None: nobody has a partner."""
-    size = live_a.shape[0]
-    index = torch.full((size,), -1, dtype=torch.int64, device=a.device)
-    cosine = torch.full((size,), torch.nan, dtype=a.dtype, device=a.device)
+def expand(found: tuple[Tensor, Tensor] | None, a: Side, b: Side, margin: Tensor | None = None) -> Matching:
+    """A matching of a's live latents, written in the numbering of all latents. None: nobody has a partner."""
+    index = torch.full(a.live.shape, -1, dtype=torch.int64, device=a.rows.device)
+    cosine = torch.full(a.live.shape, torch.nan, dtype=a.rows.dtype, device=a.rows.device)
     full_margin = None if margin is None else torch.full_like(cosine, torch.nan)
     if found is not None:
-        numbers = live_b.nonzero()[:, 0]
-        index[live_a] = torch.where(found[0] >= 0, numbers[found[0].clamp(min=0)], -1)
-        cosine[live_a] = found[1]
+        numbers = b.live.nonzero()[:, 0]
+        index[a.live] = torch.where(found[0] >= 0, numbers[found[0].clamp(min=0)], -1)
+        cosine[a.live] = found[1]
         if full_margin is not None and margin is not None:
-            full_margin[live_a] = margin
+            full_margin[a.live] = margin
     return Matching(index, cosine, full_margin)
 
 
-def rows_of(rows: Tensor, live: Tensor) -> Tensor:
-    return rows if bool(live.all()) else rows[live]
-
-
-def same_space(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"b: expected shape [Fb, {a.shape[1]}] like a's width, got {list(b.shape)}")
-    if a.device != b.device:
-        raise ValueError(f"b: expected device {a.device} like a, got {b.device}")
-    dtype = torch.promote_types(a.dtype, b.dtype)
+def same_space(a: Side, b: Side) -> tuple[Side, Side]:
+    if a.rows.shape[1] != b.rows.shape[1]:
+        raise ValueError(f"b: expected shape [Fb, {a.rows.shape[1]}] like a's width, got {list(b.rows.shape)}")
+    if a.rows.device != b.rows.device:
+        raise ValueError(f"b: expected device {a.rows.device} like a, got {b.rows.device}")
+    dtype = torch.promote_types(a.rows.dtype, b.rows.dtype)
     return a.to(dtype), b.to(dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saekern.matching.all_pairs import AllPairs
-from saekern.matching.geometry import as_dictionary, live_rows
+from saekern.matching.geometry import side_of
 from saekern.matching.pair import Method, match_both, same_space
 
 # Cosines of equal rows miss 1 by a few 1e-7 in float32; independent atoms never come within 1e-5 of each other.
@@ -108,8 +108,8 @@ def dictionary_distance(
 
     With "nearest" the mean of both directions, so that d(a, b) = d(b, a).
     """
-    a, b = same_space(as_dictionary(a, "a"), as_dictionary(b, "b"))
-    forward, backward = match_both(a, b, method, live_rows(a, dead[0], "a"), live_rows(b, dead[1], "b"))
+    sides = same_space(side_of(a, dead[0], "a"), side_of(b, dead[1], "b"))
+    forward, backward = match_both(*sides, method)
     return _mean_distance(forward.cosine, backward.cosine)
 
 
