@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lens test-slow test-install fuzz bench bench-gpu bench-peers bench-quick results build lint format sdist wheel clean FORCE
+.PHONY: help demo test test-lens test-slow test-install fuzz bench bench-gpu bench-peers bench-quick results build lint tidy format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,10 @@ lint: .venv/dev ## ruff, clang-format and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 	$(BIN)/mypy
+
+tidy: .venv/dev ## clang-tidy on the C++ (2 minutes)
+	$(PIP) install --quiet --constraint constraints.txt clang-tidy
+	$(BIN)/clang-tidy --quiet $(filter-out csrc/bindings.cpp,$(filter %.cpp,$(CSRC))) -- -std=c++17 -Icsrc
 
 format: .venv/dev ## rewrite the files the way `make lint` wants them
 	$(BIN)/ruff check --fix .
