@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 import types
 import typing
@@ -85,9 +86,27 @@ def _kind(hint: Any) -> tuple[Any, dict[str, Any]]:
         inner, _ = _kind(arguments[0])
         count = "*" if arguments[1:] == (...,) else len(arguments)
         return inner, {"nargs": count, "metavar": inner.__name__.upper()}
+    if origin is dict:
+        return _pair, {"nargs": "*", "metavar": "NAME=VALUE", "action": _Joined}
     if hint is bool:
         return _truth, {"metavar": "true|false", "nargs": "?", "const": True}
     return hint, {"metavar": hint.__name__.upper()}
+
+
+class _Joined(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, dict(values))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value is JSON where it can be read as that, and text otherwise."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _or_none(kind: Any) -> Any:
@@ -105,6 +124,8 @@ def _truth(text: str) -> bool:
 
 
 def _show(field: Any) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return "none"
     value = field.default
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"

@@ -5,8 +5,8 @@ import sys
 
 from saekern import activations
 from saekern.cli.options import add_options, given
+from saekern.pipeline.architectures import make_sae
 from saekern.pipeline.config import SAEConfig
-from saekern.sae import TopKSAE
 from saekern.training import TrainConfig, parse_config, train
 from saekern.training.device import DEVICES, usable_device
 
@@ -17,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init-seed", type=int, default=0, help="seed of the initial parameters. Default: 0.")
     parser.add_argument("--device", default="cpu", help=f"where to train: {DEVICES}. Default: cpu.")
     parser.add_argument("--logger", choices=("wandb", "tensorboard"), help="also log there")
+    parser.add_argument("--arch", dest="field:sae.arch", default=argparse.SUPPRESS, help="short for --sae.arch")
     add_options(parser.add_argument_group("the SAE"), SAEConfig, "sae.")
     add_options(parser.add_argument_group("the run"), TrainConfig, "train.")
 
@@ -25,15 +26,7 @@ def run(options: argparse.Namespace) -> int:
     values, device = given(options), usable_device(options.device)
     shape, config = parse_config(SAEConfig, values.get("sae", {})), parse_config(TrainConfig, values.get("train", {}))
     rows = activations.open_cache(options.cache)
-    sae = TopKSAE(
-        rows.width,
-        shape.d_sae,
-        shape.k,
-        k_aux=shape.k_aux,
-        aux_coefficient=shape.aux_coefficient,
-        init_seed=options.init_seed,
-        device=device,
-    )
+    sae = make_sae(shape, rows, options.init_seed, device)
     progress = not options.quiet and sys.stderr.isatty()
     result = train(sae, rows, config, out=options.out, progress=progress, logger=options.logger)
     if result.log and not options.quiet:

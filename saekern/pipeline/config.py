@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saekern.pipeline.architectures import check_options
 from saekern.training import TrainConfig, parse_config
 from saekern.training.device import parse_device
 
@@ -62,25 +63,32 @@ class ActivationsConfig:
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """The TopK SAE that every seed trains."""
+    """The SAE that every seed trains."""
+
+    arch: str = "topk"
+    """Architecture, one of those that docs/architectures.md compares."""
 
     d_sae: int = 2048
     """F, latents."""
 
     k: int = 16
-    """K, active latents a row."""
+    """K, active latents a row. Architectures without a K are compared with K principal components."""
 
     k_aux: int | None = None
-    """Dead latents that reconstruct the residual; null: half the model width."""
+    """Dead latents that reconstruct the residual, where the architecture has that loss; null: half the model width."""
 
     aux_coefficient: float = 1 / 32
     """Weight of that auxiliary loss; 0 turns it off."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the architecture's class, such as heads=512 m=4 n=8 for arch kron."""
 
     def __post_init__(self) -> None:
         _require(self.d_sae >= 1, "sae.d_sae", "at least 1", self.d_sae)
         _require(1 <= self.k <= self.d_sae, "sae.k", f"1 to d_sae = {self.d_sae}", self.k)
         _require(self.k_aux is None or self.k_aux >= 0, "sae.k_aux", "at least 0 or null", self.k_aux)
         _require(self.aux_coefficient >= 0, "sae.aux_coefficient", "at least 0", self.aux_coefficient)
+        check_options(self.arch, self.options)
 
 
 @dataclass(frozen=True)

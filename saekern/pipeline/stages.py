@@ -14,10 +14,10 @@ import torch
 import saekern.report
 from saekern import activations, training
 from saekern.pipeline import measure
+from saekern.pipeline.architectures import describe, make_sae
 from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import Step, StudyFolder, write_json
-from saekern.sae import TopKSAE
 from saekern.version import __version__
 
 STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "report")
@@ -139,15 +139,7 @@ def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -
 
 def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
     config = sources.config
-    sae = TopKSAE(
-        sources.rows.width,
-        config.sae.d_sae,
-        config.sae.k,
-        k_aux=config.sae.k_aux,
-        aux_coefficient=config.sae.aux_coefficient,
-        init_seed=config.first_seed + index,
-        device=config.device,
-    )
+    sae = make_sae(config.sae, sources.rows, config.first_seed + index, config.device)
     snapshots = tuple(sorted({0, *config.train.snapshots}))  # step 0 is what D(0) is measured on
     settings = dataclasses.replace(config.train, data_seed=measure.data_seed(config, index), snapshots=snapshots)
     label = f"seed {index + 1}/{config.seeds}"
@@ -195,7 +187,7 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
     varied = "initialisation" if config.vary == "init" else "initialisation and order of rows"
     facts |= {
         "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out; D = {sources.rows.width}",
-        "SAE": f"TopK, F = {config.sae.d_sae:,} latents, K = {config.sae.k} active",
+        "SAE": describe(config.sae),
         "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
         "Seeds": f"{config.seeds}, differing in {varied}",
         "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",

@@ -136,6 +136,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         items = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
         if len(items) == len(value):
             return tuple(_convert(f"{name}[{i}]", v, h) for i, (v, h) in enumerate(zip(value, items, strict=True)))
+    elif origin is dict and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return dict(value)
     elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return parse_config(hint, value)  # type: ignore[arg-type]
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
