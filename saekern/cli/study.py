@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="STAGE", help=f"run one stage: {', '.join(STAGES)}")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, why, and what it costs")
     parser.add_argument("--arch", dest="field:sae.arch", default=argparse.SUPPRESS, help="short for --sae.arch")
-    add_options(parser, StudyConfig)
+    add_options(parser, StudyConfig, skip=("variants",))  # a list of objects: in CONFIG
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,29 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class VariantConfig:
+    """Another SAE on the same rows, for the table and the Pareto plot; it is not matched."""
+
+    name: str
+    """Its name in the report and on disk."""
+
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    """What is trained."""
+
+    lr: float | None = None
+    """Learning rate; null: that of the study."""
+
+    seeds: int = 1
+    """Seeds to train."""
+
+    def __post_init__(self) -> None:
+        plain = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name))
+        _require(plain, "variants.name", "letters, digits, dots, dashes and underscores", self.name)
+        _require(self.lr is None or self.lr > 0, "variants.lr", "a positive number or null", self.lr)
+        _require(self.seeds >= 1, "variants.seeds", "at least 1", self.seeds)
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """Settings of `saekern.study`."""
 
@@ -186,6 +210,9 @@ class StudyConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training run of one seed."""
 
+    variants: tuple[VariantConfig, ...] = ()
+    """Other SAEs to compare with, in JSON: [{"name": "kron-16", "sae": {"arch": "kron", …}}, …]."""
+
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     """What counts as stable."""
 
@@ -199,6 +226,8 @@ class StudyConfig:
         _require(self.seeds >= 2, "seeds", "at least 2 (stability compares seeds)", self.seeds)
         _require(self.vary in ("init", "init+data"), "vary", '"init" or "init+data"', self.vary)
         parse_device(self.device)
+        names = [variant.name for variant in self.variants]
+        _require(len(set(names)) == len(names), "variants", "different names", sorted(names))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` is the inverse."""

@@ -24,11 +24,11 @@ def baseline(sources: Sources, work: Path) -> None:
     config, rows = sources.config, sources.evaluated()
     result: dict[str, Any] = {"rows": len(rows), "k": config.sae.k}
     result["pca_ev"] = float(evaluation.pca_explained_variance(rows, config.sae.k))
-    if _has_cross_entropy(sources):
+    if has_cross_entropy(sources):
         tokens = sources.sequences("heldout")[: config.evaluation.ce_sequences]
         result["ce_tokens"] = tokens[:, 1:].numel()
-        result["ce_clean"] = _cross_entropy(sources, None)
-        result["ce_zero"] = _cross_entropy(sources, "zero")
+        result["ce_clean"] = cross_entropy(sources, None)
+        result["ce_zero"] = cross_entropy(sources, "zero")
     write_json(work / "baseline.json", result)
 
 
@@ -44,8 +44,8 @@ def evaluate(sources: Sources, index: int, work: Path) -> None:
     }
     result["ev"], result["l0"] = metrics.explained_variance, metrics.l0
     result["dead"] = float((metrics.counts < config.stability.min_firings).double().mean())
-    if _has_cross_entropy(sources):
-        result["ce_sae"] = _cross_entropy(sources, sae)
+    if has_cross_entropy(sources):
+        result["ce_sae"] = cross_entropy(sources, sae)
     write_json(work / f"{index:03d}.json", result)
     save_file({"firing_counts": metrics.counts}, work / f"{index:03d}.safetensors")
 
@@ -54,11 +54,16 @@ def data_seed(config: Any, index: int) -> int:
     return config.train.data_seed + (index if config.vary == "init+data" else 0)
 
 
-def _has_cross_entropy(sources: Sources) -> bool:
+def run_settings(train: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a training run that its result depends on, but for the seed of its data."""
+    return {k: v for k, v in train.items() if k not in ("data_seed", "log_every", "checkpoint_every")}
+
+
+def has_cross_entropy(sources: Sources) -> bool:
     return not sources.external and sources.config.evaluation.ce_sequences > 0
 
 
-def _cross_entropy(sources: Sources, sae: Any) -> float:
+def cross_entropy(sources: Sources, sae: Any) -> float:
     settings = sources.config.activations
     tokens = sources.sequences("heldout")[: sources.config.evaluation.ce_sequences]
     return evaluation.cross_entropy(

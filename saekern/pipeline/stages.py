@@ -18,9 +18,10 @@ from saekern.pipeline.architectures import describe, make_sae
 from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import Step, StudyFolder, write_json
+from saekern.pipeline.variants import variant_steps
 from saekern.version import __version__
 
-STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "report")
+STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "variants", "report")
 
 
 def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step]:
@@ -98,11 +99,13 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
             external=external,
         )
     )
+    variants = variant_steps(sources, plain, rows["heldout"], progress)
+    made += variants
     made.append(
         Step(
             name="report",
             settings={"title": config.report.title},
-            reads=("stability", "latents"),
+            reads=("stability", "latents", *(step.name for step in variants[-1:])),
             outputs=("results/run.json", "figures", "report.html"),
             run=lambda work: _report(sources, folder, work),
         )
@@ -132,9 +135,8 @@ def _harvest(sources: Sources, plain: dict[str, Any], split: str, progress: bool
 
 
 def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -> dict[str, Any]:
-    train = {k: v for k, v in plain["train"].items() if k not in ("data_seed", "log_every", "checkpoint_every")}
     seeds = {"init_seed": config.first_seed + index, "data_seed": measure.data_seed(config, index)}
-    return {"sae": plain["sae"], "train": train, **seeds}
+    return {"sae": plain["sae"], "train": measure.run_settings(plain["train"]), **seeds}
 
 
 def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
@@ -163,6 +165,8 @@ def _pairs(count: int) -> list[tuple[int, int]]:
 
 
 def _report(sources: Sources, folder: StudyFolder, work: Path) -> None:
+    if not sources.config.variants:  # of a study that had some
+        (sources.folder / "results" / "variants.json").unlink(missing_ok=True)
     write_json(sources.folder / "results" / "run.json", run_facts(sources, folder))
     saekern.report.write(sources.folder, work)
 

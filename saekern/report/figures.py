@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from saekern.report.pareto import pareto
 from saekern.report.results import Results
+from saekern.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,14 +31,14 @@ def draw(results: Results, folder: Path) -> list[Picture]:
     """Draw every figure: `<folder>/<name>.png`, and the SVG text for the page."""
     need_matplotlib("the report's figures need")
     import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib import figure as mpl
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for name, (title, width, make) in FIGURES.items():
+    for name, (title, width, make) in figures_of(results).items():
         style: Any = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
         with matplotlib.rc_context(style):
-            figure = Figure(figsize=(width, 3.5), layout="constrained")
+            figure = mpl.Figure(figsize=(width, 3.5), layout="constrained")
             caption, alt = make(results, figure.add_subplot())
             figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
             figure.set_layout_engine("none")  # the layout is made; making it again is half the time
@@ -46,6 +48,10 @@ def draw(results: Results, folder: Path) -> list[Picture]:
         svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
         pictures.append(Picture(name, title, caption, alt, svg))
     return pictures
+
+
+def figures_of(results: Results) -> "dict[str, Figure]":
+    return FIGURES | (VARIANTS if results.variants else {})
 
 
 def need_matplotlib(who: str) -> None:
@@ -82,10 +88,6 @@ def ecdf(results: Results, ax: "Axes") -> tuple[str, str]:
         "random dictionaries of the same size: what chance alone gives."
     )
     return caption, "Cumulative distribution of the reappearance probability, against random dictionaries."
-
-
-def number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +243,8 @@ def distance(results: Results, ax: "Axes") -> tuple[str, str]:
     return caption, "Distances between dictionaries at the start and at the end of training."
 
 
-FIGURES: dict[str, tuple[str, float, Callable[[Results, "Axes"], tuple[str, str]]]] = {
+Figure = tuple[str, float, Callable[[Results, "Axes"], tuple[str, str]]]  # title, width in inches, what draws it
+FIGURES: dict[str, Figure] = {
     "ecdf": ("Stability against chance", 6.2, ecdf),
     "composition": ("Stable and unstable latents by seed", 6.2, composition),
     "frequency": ("Stability and firing frequency", 6.2, frequency),
@@ -249,6 +252,7 @@ FIGURES: dict[str, tuple[str, float, Callable[[Results, "Axes"], tuple[str, str]
     "pairs": ("Agreement of every pair of seeds", 6.2, pairs),
     "distance": ("From initialisation to the end", 6.2, distance),
 }
+VARIANTS: dict[str, Figure] = {"pareto": ("Explained variance against sparsity", 8.4, pareto)}
 
 STYLE = {
     "font.family": "sans-serif",

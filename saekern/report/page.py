@@ -5,9 +5,10 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from saekern.report.figures import Picture, number
+from saekern.report.figures import VARIANTS, Picture
+from saekern.report.pareto import comparison
 from saekern.report.results import Results
-from saekern.report.text import snippet, table
+from saekern.report.text import number, snippet, table
 from saekern.report.verdict import verdicts
 
 # Marks every figure whose drawing has a size, and counts script errors: what the browser test reads.
@@ -25,6 +26,7 @@ addEventListener("load", () => {
 def page(results: Results, pictures: list[Picture]) -> str:
     """The whole document, with style, script and pictures inside."""
     title = html.escape(results.run["title"])
+    of_seeds = [picture for picture in pictures if picture.name not in VARIANTS]
     style = files("saekern.report").joinpath("style.css").read_text(encoding="utf-8")
     body = "\n".join(
         [
@@ -33,8 +35,9 @@ def page(results: Results, pictures: list[Picture]) -> str:
             _section("Is the dictionary good enough?", _verdicts(results)),
             _section("What was run", _run(results)),
             _section("Every seed", _seeds(results)),
-            _section("Stability", _stability(results) + _figures(pictures)),
+            _section("Stability", _stability(results) + _figures(of_seeds)),
             _section("Latents", _latents(results)),
+            *_variants(results, [picture for picture in pictures if picture.name in VARIANTS]),
             _section("Settings", _settings(results)),
         ]
     )
@@ -238,6 +241,14 @@ def _latents(results: Results) -> str:
         f"marked. p counts the {others} other seeds; mean cosine is with the best partner in each.</p>"
     )
     return text + "<br>".join(parts)
+
+
+def _variants(results: Results, pictures: list[Picture]) -> list[str]:
+    if not results.variants:
+        return []
+    rows = results.evaluation["rows"]
+    text = f"<p>Other SAEs, trained on the same rows in the same order and evaluated on the same {rows:,} rows.</p>"
+    return [_section("Other architectures", text + _figures(pictures) + comparison(results))]
 
 
 def _settings(results: Results) -> str:

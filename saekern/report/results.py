@@ -38,6 +38,8 @@ class Results:
     """The most and least stable latents with the snippets that activate them; may be empty."""
     arrays: dict[str, np.ndarray]
     """See `ARRAYS`."""
+    variants: list[dict[str, Any]]
+    """Other SAEs on the same rows: name, architecture, parameters, and EV, L0, CE at each of their sparsities."""
 
 
 def load(folder: str | Path) -> Results:
@@ -63,6 +65,7 @@ def load(folder: str | Path) -> Results:
         stability=_json(results / "stability.json"),
         latents=_json(results / "latents.json"),
         arrays=arrays,
+        variants=_json(results / "variants.json") if (results / "variants.json").exists() else [],
     )
 
 

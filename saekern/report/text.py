@@ -47,3 +47,7 @@ def table(header: list[str], rows: list[list[str]], *, numeric: bool = True) -> 
         for first, *rest in rows
     )
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

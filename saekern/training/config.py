@@ -121,6 +121,10 @@ def parse_config(cls: type[Config], values: Mapping[str, Any]) -> Config:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(names)}"
             raise ValueError(f"{cls.__name__}: unknown key {key!r}; {hint}")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        missing = dataclasses.MISSING
+        if field.name not in values and field.default is missing and field.default_factory is missing:
+            raise ValueError(f"{cls.__name__}: expected {field.name!r}, got none")
     return cls(**{key: _convert(f"{cls.__name__}.{key}", value, hints[key]) for key, value in values.items()})
 
 

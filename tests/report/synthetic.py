@@ -96,7 +96,21 @@ def results_folder(folder: Path, seeds: int = 8, latents: int = 512, *, text: bo
         "seconds": {"harvest": 10.0, "train": 90.0},
         "config": {"seeds": seeds},
     }
-    files = {"run": run, "evaluation": evaluation, "stability": stability, "latents": shown if text else []}
+    variants = [
+        {"variant": f"kron-{k}", "seed": 0, "arch": "kron", "d_sae": 64, "options": {}, "parameters": 4000,
+         "points": [{"k": None, "ev": 0.7 + 0.002 * k, "l0": float(k), "dead": 0.01, "ce_sae": 1.5}]}
+        for k in (8, 32)
+    ] + [
+        {"variant": "nested <1>", "seed": 0, "arch": "hierarchical_topk", "d_sae": 64, "options": {}, "parameters": 4000,
+         "points": [{"k": k, "ev": 0.71 + 0.002 * k, "l0": float(k), "dead": 0.01} for k in (4, 8)]}
+    ]  # fmt: skip
+    files = {
+        "run": run,
+        "evaluation": evaluation,
+        "stability": stability,
+        "latents": shown if text else [],
+        "variants": variants,
+    }
     for name, value in files.items():
         (results / f"{name}.json").write_text(json.dumps(value))
     return folder

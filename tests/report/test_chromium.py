@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from saekern.report.figures import FIGURES
+from saekern.report.figures import FIGURES, VARIANTS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -41,7 +41,7 @@ def test_figures_draw_and_the_console_is_silent(written, tmp_path):
     """Planted: `svg` without content, a throw in the script; both caught."""
     process = browse(tmp_path / "profile", "--dump-dom", (written / "report.html").as_uri())
     drawn = re.findall(r'<figure id="(\w+)" data-drawn="yes"', process.stdout)
-    assert drawn == list(FIGURES)
+    assert drawn == [*FIGURES, *VARIANTS]
     assert "data-errors" not in process.stdout[:400]
     assert console(process) == []
 

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from saekern import report
-from saekern.report.figures import FIGURES
+from saekern.report import pareto
+from saekern.report.figures import FIGURES, VARIANTS
 from saekern.report.page import page as make_page
 from saekern.report.text import snippet, visible
 
@@ -16,12 +17,30 @@ from saekern.report.text import snippet, visible
 def test_every_figure_is_in_the_page_and_a_png(written):
     """Planted: skipped one figure of the table; caught."""
     page = (written / "report.html").read_text()
-    for name in FIGURES:
+    names = [*FIGURES, *VARIANTS]
+    for name in names:
         assert f'<figure id="{name}">' in page
         png = (written / "figures" / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert len(png) > 5000
-    assert page.count("<svg ") == len(FIGURES)
+    assert page.count("<svg ") == len(names)
+
+
+def test_without_variants_there_is_no_section(results_folder, tmp_path):
+    folder = results_folder(tmp_path)
+    (folder / "results" / "variants.json").unlink()
+    page = report.write(folder).read_text()
+    assert "Other architectures" not in page
+    assert 'id="pareto"' not in page
+
+
+def test_variants_stand_in_the_table_and_on_their_lines(written):
+    """Names that end in a number are one line. Planted: every variant its own line; caught."""
+    page = (written / "report.html").read_text()
+    for cell in ("kron-8", "kron-32", "nested &lt;1&gt;, k = 4", "0.7640", "1.5000"):
+        assert cell in page
+    lines = {point.series for point in pareto.points(report.load(written))}
+    assert lines == {"the study's", "kron", "nested <1>"}
 
 
 def test_page_needs_nothing_from_outside(written):
