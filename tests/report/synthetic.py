@@ -101,8 +101,8 @@ def results_folder(folder: Path, seeds: int = 8, latents: int = 512, *, text: bo
          "points": [{"k": None, "ev": 0.7 + 0.002 * k, "l0": float(k), "dead": 0.01, "ce_sae": 1.5}]}
         for k in (8, 32)
     ] + [
-        {"variant": "nested <1>", "seed": 0, "arch": "hierarchical_topk", "d_sae": 64, "options": {}, "parameters": 4000,
-         "points": [{"k": k, "ev": 0.71 + 0.002 * k, "l0": float(k), "dead": 0.01} for k in (4, 8)]}
+        {"variant": "nested <1>", "seed": 0, "arch": "hierarchical_topk", "d_sae": 64, "options": {},
+         "parameters": 4000, "points": [{"k": k, "ev": 0.71 + 0.002 * k, "l0": float(k), "dead": 0.01} for k in (4, 8)]}
     ]  # fmt: skip
     files = {
         "run": run,
