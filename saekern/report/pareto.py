@@ -69,7 +69,8 @@ def pareto(results: Results, ax: "Axes") -> tuple[str, str]:
             color=COLOURS[i % len(COLOURS)],
             label=name,
         )
-    ax.set(xscale="log", xlabel="L0: active latents a row", ylabel="explained variance")
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="L0: active latents a row", ylabel="explained variance")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     caption = (
