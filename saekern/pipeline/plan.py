@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.config import SAEConfig, StudyConfig
 from saekern.pipeline.stages import STAGES, steps
 from saekern.pipeline.steps import StudyFolder
 
@@ -87,11 +87,10 @@ def _cost(config: StudyConfig, stage: str, due: list[str]) -> tuple[int, float, 
         layers = 4 if source.model == "tiny" else 12
         return rows, rows * layers * 24.0 * width**2, 0.0, rows * width * ROW_BYTES
     if stage == "train":
-        rows = config.train.rows * len(due)
-        parameters = 2 * latents * width
-        # Adam reads and writes parameter, gradient and two moments; sparse gradients gather and scatter K rows twice.
-        traffic = rows / config.train.batch_size * parameters * 40.0 + rows * config.sae.k * width * 4.0 * 8
-        return rows, rows * 2.0 * width * latents, traffic, len(due) * parameters * 4 * 5  # state, weights, snapshot 0
+        return _training(config, width, [config.sae] * len(due))
+    if stage == "variants":
+        shapes = {variant.name: variant.sae for variant in config.variants}
+        return _training(config, width, [shapes[name.split("/")[1]] for name in due if "/" in name])
     if stage == "evaluate":
         rows = min(config.evaluation.rows, held) * len(due)
         return rows, rows * 3 * 2.0 * width * latents, 0.0, len(due) * latents * 8
@@ -106,3 +105,16 @@ def _cost(config: StudyConfig, stage: str, due: list[str]) -> tuple[int, float, 
         rows = min(config.evaluation.rows, held)
         return rows, rows * 2.0 * width * latents, 0.0, 100_000
     return 0, 0.0, 0.0, 1_000_000 if due else 0
+
+
+def _training(config: StudyConfig, width: int, shapes: list[SAEConfig]) -> tuple[int, float, float, int]:
+    """As if all were TopK SAEs."""
+    rows = config.train.rows
+    flops, traffic, size = 0.0, 0.0, 0
+    for shape in shapes:
+        parameters = 2 * shape.d_sae * width
+        # Adam reads and writes parameter, gradient and two moments; sparse gradients gather and scatter K rows twice.
+        traffic += rows / config.train.batch_size * parameters * 40.0 + rows * shape.k * width * 4.0 * 8
+        flops += rows * 2.0 * width * shape.d_sae
+        size += parameters * 4 * 5  # state, weights, snapshot 0
+    return rows * len(shapes), flops, traffic, size
