@@ -41,12 +41,19 @@ int64_t group_maxima_portable(const Block& b, int64_t stride, float* maxima) {
   return count;
 }
 
-int64_t append_portable(const Block& b, float threshold, Candidate* out) {
+// The upper bound that a candidate has to reach: the same for all latents of a block, or one for each.
+struct Limit {
+  float all;
+  const float* each;  // at the block's first latent, or null
+};
+
+template <bool kEach>
+int64_t append_portable(const Block& b, const Limit& limit, Candidate* out) {
   int64_t count = 0;
   for (int64_t i = 0; i < b.length; ++i) {
     const float slack = b.slack.constant + b.slack.row_norm * b.norm[i] + b.slack.row_rounded * b.residual[i];
     const float score = b.scores[i] + (b.bias ? b.bias[i] : 0.0f);
-    if (score + slack < threshold || (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1))) continue;
+    if (score + slack < (kEach ? limit.each[i] : limit.all) || (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1))) continue;
     out[count++] = {static_cast<int32_t>(b.first + i), score + slack, score - slack};
   }
   return count;
@@ -88,16 +95,18 @@ SAEKERN_AVX512 int64_t group_maxima_avx512(const Block& b, int64_t stride, float
   return count;
 }
 
-SAEKERN_AVX512 int64_t append_avx512(const Block& b, float threshold, Candidate* out) {
-  const __m512 limit = _mm512_set1_ps(threshold);
+template <bool kEach>
+SAEKERN_AVX512 int64_t append_avx512(const Block& b, const Limit& limit, Candidate* out) {
+  const __m512 all = _mm512_set1_ps(limit.all);
   const RowSlack row = row_slack(b.slack);
   int64_t count = 0;
   for (int64_t i = 0; i < b.length; i += 4 * kLanes) {  // four at a time: most hold no candidate, one branch says so
     __mmask16 in[4];
     for (int64_t v = 0; v < 4; ++v) {
-      const __m512 upper = _mm512_add_ps(score_of(b, i + v * kLanes), slack_of(b, row, i + v * kLanes));
+      const int64_t j = i + v * kLanes;
+      const __m512 upper = _mm512_add_ps(score_of(b, j), slack_of(b, row, j));
       // "not less than", so that NaN stays in
-      in[v] = _mm512_cmp_ps_mask(upper, limit, _CMP_NLT_UQ);
+      in[v] = _mm512_cmp_ps_mask(upper, kEach ? _mm512_loadu_ps(limit.each + j) : all, _CMP_NLT_UQ);
     }
     uint64_t bits = static_cast<uint64_t>(in[0]) | static_cast<uint64_t>(in[1]) << 16 |
                     static_cast<uint64_t>(in[2]) << 32 | static_cast<uint64_t>(in[3]) << 48;
@@ -126,12 +135,13 @@ int64_t group_maxima(const Block& b, int64_t stride, float* maxima, Isa isa) {
   return group_maxima_portable(b, stride, maxima);
 }
 
-int64_t append(const Block& b, float threshold, Candidate* out, Isa isa) {
+template <bool kEach>
+int64_t append(const Block& b, const Limit& limit, Candidate* out, Isa isa) {
 #ifdef SAEKERN_X86
-  if (isa >= Isa::avx512) return append_avx512(b, threshold, out);
+  if (isa >= Isa::avx512) return append_avx512<kEach>(b, limit, out);
 #endif
   (void)isa;
-  return append_portable(b, threshold, out);
+  return append_portable<kEach>(b, limit, out);
 }
 
 // Order-preserving integers: bisection in them halves the number of floats in question, infinities included.
@@ -189,6 +199,12 @@ float kth_largest_bound(const float* values, int64_t n, int64_t k) {
   return unordered(low);
 }
 
+int64_t candidates_reaching(float limit, const float* limits, const float* scores, const float* bias, int64_t first,
+                            int64_t length, const Slack& slack, Isa isa, Candidate* out) {
+  const Block block{scores, bias, nullptr, slack.norm + first, slack.residual + first, first, length, slack};
+  return limits ? append<true>(block, {limit, limits}, out, isa) : append<false>(block, {limit, nullptr}, out, isa);
+}
+
 void CandidateList::add(const float* scores, const float* bias, const uint16_t* allowed, int64_t first, int64_t length,
                         int64_t k, const Slack& slack, Isa isa) {
   const Block block{scores, bias, allowed, slack.norm + first, slack.residual + first, first, length, slack};
@@ -201,7 +217,7 @@ void CandidateList::add(const float* scores, const float* bias, const uint16_t* 
     threshold_ = std::max(kth_largest_bound(maxima, groups, k), largest(maxima, groups) - window_);
   }
   Candidate found[kBlock];
-  const int64_t count = append(block, threshold_, found, isa);
+  const int64_t count = append<false>(block, {threshold_, nullptr}, found, isa);
   items_.insert(items_.end(), found, found + count);
   if (limit_ == 0) limit_ = 2 * k + 64;
   if (size() > limit_) {
