@@ -9,7 +9,7 @@ from saekern.ops.ragged_encode import RaggedCodes, latent_gather
 from saekern.ops.row_topk import row_topk
 from saekern.ops.threshold_encode import threshold_encode
 from saekern.ops.topk_encode import LatentOrder, topk_encode, topk_encode_aux
-from saekern.ops.unexplained_variance import unexplained_variance
+from saekern.ops.unexplained_variance import unexplained_variance, unexplained_variance_and_spread
 
 __all__ = [
     "LatentOrder",
@@ -34,4 +34,5 @@ __all__ = [
     "topk_encode_aux",
     "torch_on_one_thread",
     "unexplained_variance",
+    "unexplained_variance_and_spread",
 ]
