@@ -98,10 +98,9 @@ std::vector<RowCodes> batch_topk_encode(const ScoreInput& input, int64_t total, 
         Candidate found[Screen::kLatentBlock];
         std::vector<float> lower;
         for (int64_t r = 0; r < block.rows; ++r) {
-          int64_t count =
-              candidates_reaching(threshold.get(), nullptr, block.scores + r * block.stride,
-                                  bias ? bias + block.latent : nullptr, block.latent, block.latents, block.slack[r],
-                                  screen.isa(), found);
+          int64_t count = candidates_reaching(threshold.get(), nullptr, block.scores + r * block.stride,
+                                              bias ? bias + block.latent : nullptr, block.latent, block.latents,
+                                              block.slack[r], screen.isa(), found);
           while (count > 0 && found[count - 1].index >= input.latents) --count;  // padding scores NaN in a row of NaN
           std::vector<Candidate>& list = candidates_of(block.row + r);
           list.insert(list.end(), found, found + count);

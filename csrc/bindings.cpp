@@ -93,8 +93,8 @@ void bind_topk_encode(const Array<float>& x, const Array<float>& weight, const O
 
 // -> values, indices [nnz]; offsets [rows + 1] is filled.
 py::tuple bind_threshold_encode(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
-                                const Optional<float>& pre_bias, const Array<float>& thresholds,
-                                Array<int64_t> offsets, int threads, const std::string& isa) {
+                                const Optional<float>& pre_bias, const Array<float>& thresholds, Array<int64_t> offsets,
+                                int threads, const std::string& isa) {
   const ScoreInput input = score_input(x, weight, bias, pre_bias);
   const Isa level = isa_of(isa);
   int64_t* to_offsets = offsets.mutable_data();

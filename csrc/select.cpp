@@ -53,7 +53,9 @@ int64_t append_portable(const Block& b, const Limit& limit, Candidate* out) {
   for (int64_t i = 0; i < b.length; ++i) {
     const float slack = b.slack.constant + b.slack.row_norm * b.norm[i] + b.slack.row_rounded * b.residual[i];
     const float score = b.scores[i] + (b.bias ? b.bias[i] : 0.0f);
-    if (score + slack < (kEach ? limit.each[i] : limit.all) || (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1))) continue;
+    if (score + slack < (kEach ? limit.each[i] : limit.all) ||
+        (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1)))
+      continue;
     out[count++] = {static_cast<int32_t>(b.first + i), score + slack, score - slack};
   }
   return count;

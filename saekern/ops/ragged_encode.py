@@ -23,8 +23,8 @@ class RaggedCodes(NamedTuple):
 def latent_gather(vector: Tensor, codes: RaggedCodes) -> Tensor:
     """vector[indices]: what belongs to each code's latent.
 
-    Equivalent to: `vector[codes.indices]`, but the gradient, a sum over each latent's codes, is taken in their order: the
-    same bits for any thread count and on any device.
+    Equivalent to: `vector[codes.indices]`, but the gradient, a sum over each latent's codes, is taken in their order:
+    the same bits for any thread count and on any device.
 
     Args:
         vector: [F].

@@ -16,8 +16,8 @@ def threshold_encode(
 ) -> RaggedCodes:
     """All of (x − pre_bias) Wᵀ + bias that exceed the threshold.
 
-    Equivalent to: `score = (x - pre_bias) @ weight.T + bias; rows, indices = (score > threshold).nonzero(as_tuple=True)`,
-    `values = score[rows, indices]`.
+    Equivalent to: `score = (x - pre_bias) @ weight.T + bias`, `rows, indices = (score > threshold).nonzero(as_tuple=True)`
+    and `values = score[rows, indices]`.
 
     Args:
         x: rows [B, D].
@@ -27,10 +27,10 @@ def threshold_encode(
         pre_bias: [D], subtracted from every row, or None.
 
     Returns:
-        The codes in CSR, ascending by latent within a row: values [nnz] in x's dtype, indices, offsets [B+1]. A score that
-        is NaN is among them; one equal to its threshold is not. Exact: float32 scores computed in one fixed order of
-        summation (float64 scores for float64 input) are compared with the threshold in float32, so the result is the
-        same for any thread count.
+        The codes in CSR, ascending by latent within a row: values [nnz] in x's dtype, indices, offsets [B+1]. A score
+        that is NaN is among them; one equal to its threshold is not. Exact: float32 scores computed in one fixed order
+        of summation (float64 scores for float64 input) are compared with the threshold in float32, so the result is
+        the same for any thread count.
 
     nnz depends on the data: on a GPU the call waits for the device, once for each 2^26 scores, and takes torch's own
     products of dense blocks of that size. There is no kernel of ours in it yet.

@@ -15,8 +15,8 @@ class BatchTopKSAE(SAE):
     """z = ReLU((x − b_dec) W_enc + b_enc), all but the k·B largest of the B rows set to 0;  x̂ = z W_dec + b_dec.
 
     Loss: FVU(x, x̂) + aux_coefficient · FVU(sg[x − x̂], z_aux W_dec), as `TopKSAE`: z_aux are the k_aux largest
-    pre-activations of each row among the dead latents; FVU is the fraction of variance unexplained (the source's squared
-    error divided by the rows' variance), sg[·] carries no gradient. W_dec has unit rows.
+    pre-activations of each row among the dead latents; FVU is the fraction of variance unexplained (the source's
+    squared error divided by the rows' variance), sg[·] carries no gradient. W_dec has unit rows.
 
     A row's codes must not depend on the other rows once trained. So `encode_sparse`, `encode` and `forward` keep the
     scores above one number, `sae.threshold`, whatever `sae.training` says; `loss` and `encode_batch` choose over the

@@ -14,8 +14,8 @@ from saekern.sae.penalty import Warmup, check_coefficient
 class GatedSAE(SAE):
     """u = (x − b_dec) W_enc;  π = u + b_gate;  z = 1[π > 0] ⊙ ReLU(exp(r_mag) ⊙ u + b_mag);  x̂ = z W_dec + b_dec.
 
-    Loss: FVU(x, x̂) + λ · mean_b Σ_i ReLU(π_bi) / σ + FVU(x, ReLU(π) sg[W_dec] + sg[b_dec]), where FVU is the fraction of
-    variance unexplained, σ² = mean_b ‖x_b − x̄‖² and sg[·] carries no gradient; the gate 1[π > 0] has none either, so
+    Loss: FVU(x, x̂) + λ · mean_b Σ_i ReLU(π_bi) / σ + FVU(x, ReLU(π) sg[W_dec] + sg[b_dec]), where FVU is the fraction
+    of variance unexplained, σ² = mean_b ‖x_b − x̄‖² and sg[·] carries no gradient; the gate 1[π > 0] has none either, so
     b_gate learns from the last two terms only. This is the source's loss divided by σ², with λ in units of σ: for rows
     of unit variance (the source normalises rows to ‖x‖² = 1 on average) λ is the source's coefficient.
 
@@ -97,7 +97,7 @@ class GatedSAE(SAE):
         x_hat = ops.decode(values, open_.indices, self.W_dec, self.b_dec, open_.offsets, order=open_.order)
         fvu, spread = ops.unexplained_variance_and_spread(rows, x_hat)
         size = gates.to(fvu.dtype).sum() / max(1, rows.shape[0])
-        l1 = self.l1_coefficient * self.warmup() * size / spread
+        l1 = self.l1_coefficient * self.warmup(size / spread)
         by_gates = ops.decode(
             gates, open_.indices, self.W_dec.detach(), self.b_dec.detach(), open_.offsets, order=open_.order
         )

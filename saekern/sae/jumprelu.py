@@ -119,7 +119,7 @@ class JumpReLUSAE(SAE):
         fvu = ops.unexplained_variance(rows, x_hat)
         count = active.sum() / max(1, rows.shape[0])
         penalty = count if self.target_l0 is None else (count / self.target_l0 - 1).square()
-        l0 = self.l0_coefficient * self.warmup() * penalty
+        l0 = self.l0_coefficient * self.warmup(penalty)
         codes = SparseCodes(values, found.indices, found.offsets)
         return Loss(fvu + l0, {"fvu": fvu, "l0": l0}, x_hat.reshape(x.shape), codes)
 

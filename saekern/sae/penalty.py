@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Warmup(nn.Module):
-    """The factor of a penalty, rising linearly from 1/steps to 1 over the first `steps` losses of training, then 1.
+    """Multiplies a penalty by a factor that rises linearly from 1/steps to 1 over the first `steps` losses of training.
 
     It counts by itself, in a buffer that is saved with the SAE, so that the training loop need not know of it: once for
     each loss in training mode with gradients enabled.
@@ -20,13 +20,13 @@ class Warmup(nn.Module):
         self.steps = steps
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
 
-    def forward(self) -> Tensor:
+    def forward(self, penalty: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
             self.count += 1
             done = self.count
         else:
             done = self.count + 1  # of the step that would come
-        return (done / max(1, self.steps)).clamp(max=1)
+        return penalty * (done.to(penalty.dtype) / max(1, self.steps)).clamp(max=1)
 
 
 def check_coefficient(name: str, value: float) -> None:

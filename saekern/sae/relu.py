@@ -89,7 +89,7 @@ class ReLUSAE(SAE):
         fvu, spread = ops.unexplained_variance_and_spread(rows, x_hat)
         norms = torch.linalg.vector_norm(self.W_dec, dim=1)
         size = (codes.values.to(fvu.dtype) * ops.latent_gather(norms, codes)).sum() / max(1, rows.shape[0])
-        l1 = self.l1_coefficient * self.warmup() * size / spread
+        l1 = self.l1_coefficient * self.warmup(size / spread)
         return Loss(fvu + l1, {"fvu": fvu, "l1": l1}, x_hat.reshape(x.shape), SparseCodes(*codes[:3]))
 
     def _codes(self, rows: Tensor) -> ops.RaggedCodes:

@@ -53,8 +53,8 @@ def test_integers_match_exactly(total, isa):
     """Small integers are exact in bfloat16 and in every sum, so ties are real and reach across rows; from 90,000 on
     there are not enough positive scores, 180,000 is B·F.
 
-    Planted: ties cut in the order of latents; `>` for `>=` against the rising threshold; zeros filled from the last row.
-    Each caught."""
+    Planted: ties cut in the order of latents; `>` for `>=` against the rising threshold; zeros filled from the last
+    row. Each caught."""
     x = torch.randint(-2, 3, (60, 24)).float()
     weight = torch.randint(-2, 3, (3000, 24)).float()
     bias = torch.randint(-1, 2, (3000,)).float()

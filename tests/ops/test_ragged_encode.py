@@ -1,4 +1,4 @@
-"""Gradients of the ragged encoders and of latent_gather against autograd of dense float64 scores with the same choice."""
+"""Gradients of the ragged encoders and of latent_gather against autograd of dense float64 scores, the choice given."""
 
 import pytest
 import torch

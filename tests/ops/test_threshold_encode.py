@@ -17,8 +17,8 @@ def rows_of(codes):
 
 
 def assert_exact(codes, x, weight, bias, threshold, pre_bias):
-    """With ε the rounding bound of a score, one that exceeds its threshold by more than ε in float64 is in, one below by
-    more than ε is out, values are within ε of their scores, and rows ascend by latent."""
+    """With ε the rounding bound of a score, one that exceeds its threshold by more than ε in float64 is in, one below
+    by more than ε is out, values are within ε of their scores, and rows ascend by latent."""
     score = (x.double() - pre_bias.double()) @ weight.double().T + bias.double()
     size = (x.abs().double() + pre_bias.abs().double()) @ weight.double().abs().T + bias.abs().double()
     eps = (x.shape[1] + 4) * UNIT * size
