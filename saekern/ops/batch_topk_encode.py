@@ -41,8 +41,10 @@ def batch_topk_encode(
     x, weight, bias, pre_bias = checks.encoder(x, weight, bias, pre_bias)
     checks.between("total", total, 0, x.shape[0] * weight.shape[0], "B·F")
     wanted = library.differentiable(x, weight, bias, pre_bias)
-    *codes, entries, segments = torch.ops.saekern.batch_topk_encode(x, weight, bias, total, pre_bias, wanted)
-    return RaggedCodes(*codes, LatentOrder(entries, segments) if wanted else None)
+    values, indices, offsets, entries, segments = torch.ops.saekern.batch_topk_encode(
+        x, weight, bias, total, pre_bias, wanted
+    )
+    return RaggedCodes(values, indices, offsets, LatentOrder(entries, segments) if wanted else None)
 
 
 def _reference(x, weight, bias, total, pre_bias, order):

@@ -16,8 +16,8 @@ def threshold_encode(
 ) -> RaggedCodes:
     """All of (x − pre_bias) Wᵀ + bias that exceed the threshold.
 
-    Equivalent to: `score = (x - pre_bias) @ weight.T + bias`, `rows, indices = (score > threshold).nonzero(as_tuple=True)`
-    and `values = score[rows, indices]`.
+    Equivalent to: `score = (x - pre_bias) @ weight.T + bias`, `rows, indices = (score > threshold).nonzero().T` and
+    `values = score[rows, indices]`.
 
     Args:
         x: rows [B, D].
@@ -51,10 +51,10 @@ def threshold_encode(
         threshold = threshold.reshape(1).expand(latents)
     checks.shape("threshold", threshold, (latents,))
     wanted = library.differentiable(x, weight, bias, pre_bias)
-    *codes, entries, segments = torch.ops.saekern.threshold_encode(
+    values, indices, offsets, entries, segments = torch.ops.saekern.threshold_encode(
         x, weight, bias, threshold.detach().to(exact), pre_bias, wanted
     )
-    return RaggedCodes(*codes, LatentOrder(entries, segments) if wanted else None)
+    return RaggedCodes(values, indices, offsets, LatentOrder(entries, segments) if wanted else None)
 
 
 def _reference(x, weight, bias, threshold, pre_bias, order):
