@@ -15,6 +15,7 @@
 #include <string>
 
 #include "adam_step.h"
+#include "batch_topk_encode.h"
 #include "decode.h"
 #include "encode_backward.h"
 #include "isa.h"
@@ -22,8 +23,10 @@
 #include "linear_sum_assignment.h"
 #include "memory.h"
 #include "nearest.h"
+#include "ragged.h"
 #include "row_topk.h"
 #include "segment_gradients.h"
+#include "threshold_encode.h"
 #include "topk_encode.h"
 #include "unexplained_variance.h"
 #include "vector_assignment.h"
@@ -60,26 +63,71 @@ Isa isa_of(const std::string& name) {
                         " and what is below it, got '" + name + "'");
 }
 
-void bind_topk_encode(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
-                      const Optional<float>& pre_bias, const Optional<float>& x_scale,
-                      const Optional<float>& weight_scale, Array<float>& values, Array<int64_t>& indices,
-                      const Optional<bool>& dead, Array<float>& aux_values, Array<int64_t>& aux_indices, bool relu,
-                      int threads, const std::string& isa) {
+ScoreInput score_input(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
+                       const Optional<float>& pre_bias) {
   ScoreInput input;
   input.x = x.data();
   input.weight = weight.data();
   input.bias = in(bias);
   input.pre_bias = in(pre_bias);
-  input.x_scale = in(x_scale);
-  input.weight_scale = in(weight_scale);
   input.rows = x.shape(0);
   input.latents = weight.shape(0);
   input.width = x.shape(1);
+  return input;
+}
+
+void bind_topk_encode(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
+                      const Optional<float>& pre_bias, const Optional<float>& x_scale,
+                      const Optional<float>& weight_scale, Array<float>& values, Array<int64_t>& indices,
+                      const Optional<bool>& dead, Array<float>& aux_values, Array<int64_t>& aux_indices, bool relu,
+                      int threads, const std::string& isa) {
+  ScoreInput input = score_input(x, weight, bias, pre_bias);
+  input.x_scale = in(x_scale);
+  input.weight_scale = in(weight_scale);
   const TopK main{values.shape(1), values.mutable_data(), indices.mutable_data(), nullptr};
   const TopK aux{aux_values.shape(1), aux_values.mutable_data(), aux_indices.mutable_data(), in(dead)};
   const Isa level = isa_of(isa);
   py::gil_scoped_release nogil;
   topk_encode(input, main, aux, relu, threads, level);
+}
+
+// -> values, indices [nnz]; offsets [rows + 1] is filled.
+py::tuple bind_threshold_encode(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
+                                const Optional<float>& pre_bias, const Array<float>& thresholds, Array<int64_t> offsets,
+                                int threads, const std::string& isa) {
+  const ScoreInput input = score_input(x, weight, bias, pre_bias);
+  const Isa level = isa_of(isa);
+  int64_t* to_offsets = offsets.mutable_data();
+  std::vector<RowCodes> rows;
+  {
+    py::gil_scoped_release nogil;
+    rows = threshold_encode(input, thresholds.data(), threads, level);
+    row_offsets(rows, to_offsets);
+  }
+  Array<float> values(to_offsets[input.rows]);
+  Array<int64_t> indices(to_offsets[input.rows]);
+  float* to_values = values.mutable_data();
+  int64_t* to_indices = indices.mutable_data();
+  {
+    py::gil_scoped_release nogil;
+    gather_rows(rows, to_offsets, threads, to_values, to_indices);
+    rows.clear();
+  }
+  return py::make_tuple(values, indices);
+}
+
+void bind_batch_topk_encode(const Array<float>& x, const Array<float>& weight, const Optional<float>& bias,
+                            const Optional<float>& pre_bias, Array<float> values, Array<int64_t> indices,
+                            Array<int64_t> offsets, int threads, const std::string& isa) {
+  const ScoreInput input = score_input(x, weight, bias, pre_bias);
+  const Isa level = isa_of(isa);
+  float* to_values = values.mutable_data();
+  int64_t *to_indices = indices.mutable_data(), *to_offsets = offsets.mutable_data();
+  const int64_t total = values.size();
+  py::gil_scoped_release nogil;
+  const std::vector<RowCodes> rows = batch_topk_encode(input, total, threads, level);
+  row_offsets(rows, to_offsets);
+  gather_rows(rows, to_offsets, threads, to_values, to_indices);
 }
 
 void bind_nearest(const Array<float>& a, const Array<float>& b, Array<float>& a_cosine, Array<int64_t>& a_index,
@@ -158,10 +206,10 @@ void bind_decode_backward(const Array<float>& grad, const Array<float>& values, 
 
 void bind_encode_backward(const Array<float>& grad, const Array<float>& values, const Array<int64_t>& indices,
                           const Array<float>& x, const Array<float>& weight, const Optional<float>& pre_bias,
-                          const Optional<int32_t>& entries, const Optional<int32_t>& segments, bool relu, int threads,
-                          Optional<float> dx, Optional<float> dweight, Optional<float> dbias,
-                          Optional<float> dpre_bias) {
-  const Codes codes = codes_of(values, indices, std::nullopt);
+                          const Optional<int64_t>& offsets, const Optional<int32_t>& entries,
+                          const Optional<int32_t>& segments, bool relu, int threads, Optional<float> dx,
+                          Optional<float> dweight, Optional<float> dbias, Optional<float> dpre_bias) {
+  const Codes codes = codes_of(values, indices, offsets);
   float *to_x = out(dx), *to_weight = out(dweight), *to_bias = out(dbias), *to_pre_bias = out(dpre_bias);
   py::gil_scoped_release nogil;
   check_indices(codes.indices, codes.nnz, weight.shape(0));
@@ -335,6 +383,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("topk_encode", &bind_topk_encode, a("x"), a("weight"), a("bias"), a("pre_bias"), a("x_scale"),
         a("weight_scale"), a("values"), a("indices"), a("dead"), a("aux_values"), a("aux_indices"), a("relu"),
         a("threads"), isa);
+  m.def("threshold_encode", &bind_threshold_encode, a("x"), a("weight"), a("bias"), a("pre_bias"), a("thresholds"),
+        a("offsets"), a("threads"), isa);
+  m.def("batch_topk_encode", &bind_batch_topk_encode, a("x"), a("weight"), a("bias"), a("pre_bias"), a("values"),
+        a("indices"), a("offsets"), a("threads"), isa);
   m.def("row_topk", &bind_row_topk, a("scores"), a("values"), a("indices"), a("threads"), isa);
   m.def("nearest", &bind_nearest, a("a"), a("b"), a("a_cosine"), a("a_index"), a("b_cosine"), a("b_index"),
         a("threads"), isa);
@@ -345,8 +397,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("decode_backward", &bind_decode_backward, a("grad"), a("values"), a("indices"), a("weight"), a("offsets"),
         a("entries"), a("segments"), a("listed"), a("threads"), a("dvalues"), a("dweight"), a("dbias"));
   m.def("topk_encode_backward", &bind_encode_backward, a("grad"), a("values"), a("indices"), a("x"), a("weight"),
-        a("pre_bias"), a("entries"), a("segments"), a("relu"), a("threads"), a("dx"), a("dweight"), a("dbias"),
-        a("dpre_bias"));
+        a("pre_bias"), a("offsets"), a("entries"), a("segments"), a("relu"), a("threads"), a("dx"), a("dweight"),
+        a("dbias"), a("dpre_bias"));
   m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("latents"), a("step"),
         a("lr"), a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
   m.def("unexplained_variance", &bind_unexplained_variance, a("target"), a("estimate"), a("threads"));

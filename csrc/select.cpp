@@ -27,6 +27,21 @@ struct Block {
   const Slack& slack;
 };
 
+Block block_of(const float* scores, const float* bias, const uint16_t* allowed, int64_t first, int64_t length,
+               const Slack& slack) {
+  const int64_t group = first / Slack::kGroup;
+  return {scores,
+          bias,
+          allowed,
+          slack.norm + first,
+          slack.residual + first,
+          slack.group_norm + group,
+          slack.group_residual + group,
+          first,
+          length,
+          slack};
+}
+
 // Largest lower bound of each group of `stride` strided 16-lane vectors: lane j of group g covers the latents
 // 16 (g·stride + i) + j. Returns how many maxima it wrote.
 int64_t group_maxima_portable(const Block& b, int64_t stride, float* maxima) {
@@ -44,12 +59,21 @@ int64_t group_maxima_portable(const Block& b, int64_t stride, float* maxima) {
   return count;
 }
 
-int64_t append_portable(const Block& b, float threshold, Candidate* out) {
+// The upper bound that a candidate has to reach: the same for all latents of a block, or one for each.
+struct Limit {
+  float all;
+  const float* each;  // at the block's first latent, or null
+};
+
+template <bool kEach>
+int64_t append_portable(const Block& b, const Limit& limit, Candidate* out) {
   int64_t count = 0;
   for (int64_t i = 0; i < b.length; ++i) {
     const float slack = b.slack.constant + b.slack.row_norm * b.norm[i] + b.slack.row_rounded * b.residual[i];
     const float score = b.scores[i] + (b.bias ? b.bias[i] : 0.0f);
-    if (score + slack < threshold || (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1))) continue;
+    if (score + slack < (kEach ? limit.each[i] : limit.all) ||
+        (b.allowed && !(b.allowed[i / kLanes] >> (i % kLanes) & 1)))
+      continue;
     out[count++] = {static_cast<int32_t>(b.first + i), score + slack, score - slack};
   }
   return count;
@@ -91,22 +115,31 @@ SAEKERN_AVX512 int64_t group_maxima_avx512(const Block& b, int64_t stride, float
   return count;
 }
 
+// No higher than any score whose upper bound, with a slack of at most `most`, reaches the limit: three roundings here,
+// two there.
+SAEKERN_AVX512 inline __m512 least_score(__m512 limit, __m512 most) {
+  const __m512 size = _mm512_add_ps(_mm512_abs_ps(limit), most);
+  return _mm512_fnmadd_ps(size, _mm512_set1_ps(0x1p-20f), _mm512_sub_ps(limit, most));
+}
+
 // Four registers at a time, a group: most hold no candidate, and one branch says so. First by the group's largest
 // slack, which leaves one load and one comparison a register (with each latent's own it was 6 % of topk_encode); what
 // passes is then asked with its own.
-SAEKERN_AVX512 int64_t append_avx512(const Block& b, float threshold, Candidate* out) {
+template <bool kEach>
+SAEKERN_AVX512 int64_t append_avx512(const Block& b, const Limit& limit, Candidate* out) {
   static_assert(Slack::kGroup == 4 * kLanes);
   int64_t count = 0;
   for (int64_t i = 0; i < b.length; i += Slack::kGroup) {
     const int64_t group = i / Slack::kGroup;
-    const float most =
-        b.slack.constant + b.slack.row_norm * b.group_norm[group] + b.slack.row_rounded * b.group_residual[group];
-    // No higher than any score whose upper bound reaches the threshold: three roundings here, two there.
-    const __m512 limit = _mm512_set1_ps((threshold - most) - (std::abs(threshold) + most) * 0x1p-20f);
+    const __m512 most = _mm512_set1_ps(b.slack.constant + b.slack.row_norm * b.group_norm[group] +
+                                       b.slack.row_rounded * b.group_residual[group]);
+    const __m512 all = least_score(_mm512_set1_ps(limit.all), most);
     __mmask16 in[4];
     for (int64_t v = 0; v < 4; ++v) {
+      const int64_t j = i + v * kLanes;
       // "not less than", so that NaN stays in
-      in[v] = _mm512_cmp_ps_mask(score_of(b, i + v * kLanes), limit, _CMP_NLT_UQ);
+      in[v] = _mm512_cmp_ps_mask(score_of(b, j), kEach ? least_score(_mm512_loadu_ps(limit.each + j), most) : all,
+                                 _CMP_NLT_UQ);
     }
     uint64_t bits = static_cast<uint64_t>(in[0]) | static_cast<uint64_t>(in[1]) << 16 |
                     static_cast<uint64_t>(in[2]) << 32 | static_cast<uint64_t>(in[3]) << 48;
@@ -120,7 +153,7 @@ SAEKERN_AVX512 int64_t append_avx512(const Block& b, float threshold, Candidate*
       const float slack = b.slack.constant + b.slack.row_norm * b.norm[j] + b.slack.row_rounded * b.residual[j];
       const float score = b.scores[j] + (b.bias ? b.bias[j] : 0.0f);
       out[count] = {static_cast<int32_t>(b.first + j), score + slack, score - slack};
-      count += !(score + slack < threshold);
+      count += !(score + slack < (kEach ? limit.each[j] : limit.all));
     }
   }
   return count;
@@ -136,12 +169,13 @@ int64_t group_maxima(const Block& b, int64_t stride, float* maxima, Isa isa) {
   return group_maxima_portable(b, stride, maxima);
 }
 
-int64_t append(const Block& b, float threshold, Candidate* out, Isa isa) {
+template <bool kEach>
+int64_t append(const Block& b, const Limit& limit, Candidate* out, Isa isa) {
 #ifdef SAEKERN_X86
-  if (isa >= Isa::avx512) return append_avx512(b, threshold, out);
+  if (isa >= Isa::avx512) return append_avx512<kEach>(b, limit, out);
 #endif
   (void)isa;
-  return append_portable(b, threshold, out);
+  return append_portable<kEach>(b, limit, out);
 }
 
 // Order-preserving integers: bisection in them halves the number of floats in question, infinities included.
@@ -199,18 +233,15 @@ float kth_largest_bound(const float* values, int64_t n, int64_t k) {
   return unordered(low);
 }
 
+int64_t candidates_reaching(float limit, const float* limits, const float* scores, const float* bias, int64_t first,
+                            int64_t length, const Slack& slack, Isa isa, Candidate* out) {
+  const Block block = block_of(scores, bias, nullptr, first, length, slack);
+  return limits ? append<true>(block, {limit, limits}, out, isa) : append<false>(block, {limit, nullptr}, out, isa);
+}
+
 void CandidateList::add(const float* scores, const float* bias, const uint16_t* allowed, int64_t first, int64_t length,
                         int64_t k, const Slack& slack, Isa isa) {
-  const Block block{scores,
-                    bias,
-                    allowed,
-                    slack.norm + first,
-                    slack.residual + first,
-                    slack.group_norm + first / Slack::kGroup,
-                    slack.group_residual + first / Slack::kGroup,
-                    first,
-                    length,
-                    slack};
+  const Block block = block_of(scores, bias, allowed, first, length, slack);
   if (threshold_ == -kInfinity) {
     // The k-th largest of the group maxima bounds the k-th largest score from below: k different latents reach it.
     // Twice as many groups as k keep it close.
@@ -220,7 +251,7 @@ void CandidateList::add(const float* scores, const float* bias, const uint16_t* 
     threshold_ = std::max(kth_largest_bound(maxima, groups, k), largest(maxima, groups) - window_);
   }
   Candidate found[kBlock];
-  const int64_t count = append(block, threshold_, found, isa);
+  const int64_t count = append<false>(block, {threshold_, nullptr}, found, isa);
   items_.insert(items_.end(), found, found + count);
   if (limit_ == 0) limit_ = 2 * k + 64;
   if (size() > limit_) {

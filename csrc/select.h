@@ -27,6 +27,12 @@ struct Candidate {
   float upper, lower;  // bounds on its score
 };
 
+// The candidates among latents first + [0, length), length a multiple of 64 and at most 1024: those whose upper bound
+// is not below the limit, `limits` [length] for each or, where that is null, `limit` for all; NaN is one. Ascending;
+// returns how many. scores and bias (or null) as in CandidateList::add.
+int64_t candidates_reaching(float limit, const float* limits, const float* scores, const float* bias, int64_t first,
+                            int64_t length, const Slack& slack, Isa isa, Candidate* out);
+
 // Every latent whose true score may be among the k largest seen so far. The k-th largest lower bound is the threshold;
 // a latent whose upper bound is below it is out. It only rises, so what is dropped stays out. NaN is never dropped.
 class CandidateList {

@@ -31,6 +31,17 @@ def adam_step(
     normalize: bool,
     threads: int,
 ) -> None: ...
+def batch_topk_encode(
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None,
+    pre_bias: Floats | None,
+    values: Floats,
+    indices: Indices,
+    offsets: Indices,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def decode(
     values: Floats,
     indices: Indices,
@@ -99,6 +110,16 @@ def nearest(
 ) -> None: ...
 def release_memory() -> None: ...
 def row_topk(scores: Floats, values: Floats, indices: Indices, threads: int, isa: str = "") -> None: ...
+def threshold_encode(
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None,
+    pre_bias: Floats | None,
+    thresholds: Floats,
+    offsets: Indices,
+    threads: int,
+    isa: str = "",
+) -> tuple[Floats, Indices]: ...
 def topk_encode(
     x: Floats,
     weight: Floats,
@@ -122,6 +143,7 @@ def topk_encode_backward(
     x: Floats,
     weight: Floats,
     pre_bias: Floats | None,
+    offsets: Indices | None,
     entries: SmallIndices | None,
     segments: SmallIndices | None,
     relu: bool,

@@ -9,7 +9,16 @@ if TYPE_CHECKING:
     from saekern import activations, evaluation, matching, ops, report, stability, training
     from saekern.matching import Matching, PairStore, linear_sum_assignment, match, match_all
     from saekern.pipeline import Study, StudyConfig, study
-    from saekern.sae import SparseCodes, TopKSAE, load, save
+    from saekern.sae import (
+        BatchTopKSAE,
+        GatedSAE,
+        JumpReLUSAE,
+        ReLUSAE,
+        SparseCodes,
+        TopKSAE,
+        load,
+        save,
+    )
     from saekern.training import TrainConfig, TrainResult, train
 
 # Public name -> where it lives. Loaded on first use: torch takes a second that `saekern --help` should not.
@@ -22,6 +31,10 @@ _HOMES = {
     "Study": "pipeline",
     "StudyConfig": "pipeline",
     "study": "pipeline",
+    "BatchTopKSAE": "sae",
+    "GatedSAE": "sae",
+    "JumpReLUSAE": "sae",
+    "ReLUSAE": "sae",
     "SparseCodes": "sae",
     "TopKSAE": "sae",
     "load": "sae",
@@ -33,8 +46,12 @@ _HOMES = {
 _ROOMS = ("activations", "evaluation", "matching", "ops", "report", "stability", "training")
 
 __all__ = [
+    "BatchTopKSAE",
+    "GatedSAE",
+    "JumpReLUSAE",
     "Matching",
     "PairStore",
+    "ReLUSAE",
     "SparseCodes",
     "Study",
     "StudyConfig",

@@ -102,6 +102,11 @@ def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     torch.library.register_autograd(f"saekern::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Will a backward pass come?"""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def array(tensor: Tensor | None) -> np.ndarray | None:
     """What `_C` takes: a contiguous view, floats widened to float32 (zero copy where nothing changes); None stays."""
     if tensor is None:

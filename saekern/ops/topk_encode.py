@@ -89,26 +89,9 @@ def encode(
     """What the SAE layers call: both top-k sets, and the order of `indices` by latent for `decode`.
 
     The order is None when nothing requires a gradient."""
-    checks.floating("x", x)
-    checks.shape("x", x, ("B", "D"))
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        pre_bias = None if pre_bias is None else pre_bias.to(dtype)
-    width = x.shape[1]
-    checks.shape("weight", weight, ("F", width))
-    for name, tensor, size in (("bias", bias, weight.shape[0]), ("pre_bias", pre_bias, width)):
-        if tensor is not None:
-            checks.shape(name, tensor, (size,))
-            checks.floating(name, tensor, x, "x")
-            checks.same_device(name, tensor, x, "x")
-    checks.floating("weight", weight, x, "x")
-    checks.same_device("weight", weight, x, "x")
+    x, weight, bias, pre_bias = checks.encoder(x, weight, bias, pre_bias)
     checks.between("k", k, 1, weight.shape[0], "F")
-    differentiable = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, pre_bias)
-    )
+    differentiable = library.differentiable(x, weight, bias, pre_bias)
     values, indices, aux_values, aux_indices, entries, segments = torch.ops.saekern.topk_encode(
         x, weight, bias, k, pre_bias, relu, dead, k_aux, differentiable
     )
@@ -196,7 +179,7 @@ def _backward_cpu(grad, values, indices, x, weight, pre_bias, entries, segments,
         return _backward_reference(grad, values, indices, x, weight, pre_bias, entries, segments, relu, need)
     shapes = (x.shape, weight.shape, weight.shape[:1], x.shape[1:])
     outs = [library.output(shape, wanted) for shape, wanted in zip(shapes, need, strict=True)]
-    arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, entries, segments))
+    arrays = map(library.array, (grad, values, indices, x, weight, pre_bias, None, entries, segments))
     _C.topk_encode_backward(*arrays, relu, library.threads(), *map(library.array, outs))
     return tuple(library.rounded(out, x.dtype) for out in outs)
 

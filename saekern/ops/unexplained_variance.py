@@ -19,12 +19,19 @@ def unexplained_variance(target: Tensor, estimate: Tensor) -> Tensor:
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
     """
+    return unexplained_variance_and_spread(target, estimate)[0]
+
+
+def unexplained_variance_and_spread(target: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """`unexplained_variance`, and σ = √(Σ‖t_b − t̄‖² / B) from the same pass: a constant for the gradient, in its dtype.
+    Where the rows are all equal the sum counts as 1 in both."""
     checks.shape("target", target, ("B", "D"))
     checks.floating("target", target)
     checks.shape("estimate", estimate, tuple(target.shape))
     checks.floating("estimate", estimate)
     checks.same_device("estimate", estimate, target, "target")
-    return torch.ops.saekern.unexplained_variance(target, estimate)[0]
+    fvu, variance = torch.ops.saekern.unexplained_variance(target, estimate)
+    return fvu, (variance.detach() / max(1, target.shape[0])).sqrt().to(fvu.dtype)
 
 
 def _double(target: Tensor, estimate: Tensor) -> bool:

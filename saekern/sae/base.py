@@ -1,12 +1,16 @@
 """What every architecture offers to training, evaluation and matching."""
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from saekern import ops
 from saekern.sae.geometric_median import geometric_median
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SparseCodes(NamedTuple):
@@ -59,6 +63,9 @@ class SAE(nn.Module):
     """Parameters that the loss gives only to ops which round them to bfloat16 under autocast: there the training loop
     puts bfloat16 copies in their place, from the loss to the projection of its gradient."""
 
+    wide: ClassVar[tuple[str, ...]] = ()
+    """Parameters and buffers that stay float32 when the rest becomes half precision: thresholds."""
+
     d_in: int
     d_sae: int
     init_seed: int
@@ -84,7 +91,7 @@ class SAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Dense codes: x [..., D] -> [..., F]."""
-        return self.encode_sparse(x).dense(self.d_sae)
+        return self.encode_sparse(x).dense(self.d_sae).reshape(*x.shape[:-1], self.d_sae)
 
     def decode(self, codes: Tensor | SparseCodes) -> Tensor:
         """Dense [..., F], SparseCodes [..., K] or ragged SparseCodes of B rows -> [..., D]."""
@@ -99,7 +106,7 @@ class SAE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction: [..., D] -> [..., D]."""
-        return self.decode(self.encode_sparse(x))
+        return self.decode(self.encode_sparse(x)).reshape(x.shape)
 
     @torch.no_grad()
     def init_pre_bias_(self, rows: Tensor) -> None:
@@ -130,6 +137,17 @@ class SAE(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.d_in:
             raise ValueError(f"x: expected shape [..., {self.d_in}], got {list(x.shape)}")
         return x.reshape(-1, self.d_in)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
+        before = {name: getattr(self, name).detach() for name in self.wide}
+        super()._apply(fn, recurse)
+        for name, exact in before.items():
+            tensor: Tensor = getattr(self, name)
+            if tensor.dtype.itemsize < 4:
+                grad, tensor.grad = tensor.grad, None
+                tensor.data = exact.to(tensor.device, torch.float32)
+                tensor.grad = None if grad is None else grad.to(torch.float32)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from saekern.sae.base import SAE
+from saekern.sae.batch_topk import BatchTopKSAE
+from saekern.sae.gated import GatedSAE
+from saekern.sae.jumprelu import JumpReLUSAE
+from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
 from saekern.version import __version__
 
@@ -26,7 +30,16 @@ DTYPES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (TopKSAE,)}
+ARCHITECTURES: dict[str, type[SAE]] = {
+    cls.architecture: cls
+    for cls in (
+        BatchTopKSAE,
+        GatedSAE,
+        JumpReLUSAE,
+        ReLUSAE,
+        TopKSAE,
+    )
+}
 
 
 def save(sae: SAE, path: str | os.PathLike, *, provenance: Mapping[str, Any] | None = None) -> None:
