@@ -1,16 +1,13 @@
 """What every architecture offers to training, evaluation and matching."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from saekern import ops
 from saekern.sae.geometric_median import geometric_median
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class SparseCodes(NamedTuple):
@@ -138,7 +135,7 @@ class SAE(nn.Module):
             raise ValueError(f"x: expected shape [..., {self.d_in}], got {list(x.shape)}")
         return x.reshape(-1, self.d_in)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {name: getattr(self, name).detach() for name in self.wide}
         super()._apply(fn, recurse)
         for name, exact in before.items():

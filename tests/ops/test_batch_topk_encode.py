@@ -51,10 +51,7 @@ def test_exact(shape, isa):
 @pytest.mark.parametrize("total", [0, 1, 40, 6000, 60000, 120000, 180000])
 def test_integers_match_exactly(total, isa):
     """Small integers are exact in bfloat16 and in every sum, so ties are real and reach across rows; from 90,000 on
-    there are not enough positive scores, 180,000 is B·F.
-
-    Planted: ties cut in the order of latents; `>` for `>=` against the rising threshold; zeros filled from the last
-    row. Each caught."""
+    there are not enough positive scores, 180,000 is B·F."""
     x = torch.randint(-2, 3, (60, 24)).float()
     weight = torch.randint(-2, 3, (3000, 24)).float()
     bias = torch.randint(-1, 2, (3000,)).float()
@@ -97,7 +94,6 @@ def test_special_values(isa):
 
 
 def test_same_bits_for_any_thread_count_and_level():
-    """Planted: the threshold raised from bounds of the current block alone; caught."""
     x, weight, bias, pre_bias = problem(603, 96, 4100)
     threads = torch.get_num_threads()
     want = ops.batch_topk_encode(x, weight, bias, 603 * 9, pre_bias=pre_bias)
@@ -113,9 +109,7 @@ def test_same_bits_for_any_thread_count_and_level():
 
 
 def test_more_rows_than_one_group():
-    """8192 rows are in flight at a time: the best of the first group may fall to the second's.
-
-    Planted: candidates of the first group left in the lists of the second; caught."""
+    """8192 rows are in flight at a time: the best of the first group may fall to the second's."""
     x, weight, pre_bias = torch.randn(8300, 4), torch.randn(70, 4), torch.randn(4)
     x[8192:] *= 30
     codes = ops.batch_topk_encode(x, weight, None, 9000, pre_bias=pre_bias)

@@ -47,8 +47,7 @@ def check(name, tensors, got, codes, upstream):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients(shape, dtype, name):
-    """Planted: the mask of zeros missing in batch_topk_encode; rows of ragged codes taken as if all had the same
-    length. Both caught."""
+    """Planted: the mask of zeros missing in batch_topk_encode; caught."""
     tensors = problem(*shape, dtype)
     leaves = [t.clone().requires_grad_() for t in tensors]
     codes = encode(name, leaves)
@@ -95,7 +94,7 @@ def test_only_wanted_gradients_and_the_order():
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_latent_gather(ordered):
-    """The last latent has more codes than one chunk. Planted: sums by row instead of by latent; caught."""
+    """The last latent has more codes than one chunk."""
     batch, latents = 400, 37
     counts = torch.randint(0, 5, (batch,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])

@@ -49,9 +49,7 @@ def test_exact(shape, isa):
 
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_integers_match_exactly_and_equal_is_not_above(isa):
-    """Small integers are exact, so a score equal to its threshold is: a tenth of them here.
-
-    Planted: `>=` instead of `>`; the bias left out of the candidate test. Both caught."""
+    """Small integers are exact, so a score equal to its threshold is: a tenth of them here."""
     x = torch.randint(-2, 3, (60, 24)).float()
     weight = torch.randint(-2, 3, (3000, 24)).float()
     bias = torch.randint(-9, 10, (3000,)).float()
@@ -64,8 +62,7 @@ def test_integers_match_exactly_and_equal_is_not_above(isa):
 
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_roundings_that_all_point_one_way(isa):
-    """1 + 0.0038 rounds to 1 in bfloat16: the score is 513.9, its product 512. Planted: the slack left out of the
-    candidate test; caught at avx512bf16."""
+    """1 + 0.0038 rounds to 1 in bfloat16: the score is 513.9, its product 512."""
     x, weight = torch.ones(1, 512), torch.ones(3000, 512)
     x[0, :500] = 1 + 0.0038
     with ops.instruction_level(isa):
@@ -76,7 +73,7 @@ def test_roundings_that_all_point_one_way(isa):
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_special_values(isa):
     """NaN is above every threshold, infinities compare as numbers do, −0 is not above 0. With 1500 latents the last
-    panel has padding, which must not appear in a row of NaN. Planted: the padding not cut off; caught."""
+    panel has padding, which must not appear in a row of NaN."""
     x, weight, bias = torch.randn(5, 20), torch.randn(1500, 20), torch.zeros(1500)
     weight[700] = torch.nan
     bias[3], bias[4] = torch.inf, -torch.inf

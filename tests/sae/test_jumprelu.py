@@ -61,8 +61,7 @@ def example(**kwargs):
 
 @pytest.mark.parametrize("arguments", [{}, {"target_l0": 5}, {"subtract_b_dec": False}], ids=str)
 def test_loss_and_gradients_are_the_formula(arguments):
-    """Planted: only latents above θ encoded; θ missing in ∂z/∂θ; the indicator's gradient passed to the scores. Each
-    caught."""
+    """Planted: only latents above θ encoded; θ missing in ∂z/∂θ. Both caught."""
     got = assert_is_formula(example(**arguments), plain_loss, rows(29, D))
     assert bool((got.codes.values == 0).any()), "no score just below its threshold: the test shows little"
 

@@ -22,7 +22,7 @@ def example(**kwargs):
 
 
 def test_loss_and_gradients_are_the_formula():
-    """Planted: norms without gradient; L1 not divided by σ; the mean over latents. Each caught."""
+    """Planted: norms without gradient; L1 not divided by σ. Both caught."""
     got = assert_is_formula(example(), plain_loss, rows(29, D))
     assert bool((got.codes.values > 0).all())
 

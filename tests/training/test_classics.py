@@ -16,7 +16,7 @@ MAKERS = {
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", MAKERS)
 def test_killed_runs_end_with_the_same_bytes(tmp_path, make_rows, resumed, name, bf16):
-    """Planted: the threshold a plain attribute; the warm-up's count not saved. Both caught."""
+    """Planted: the threshold not saved; the warm-up's count not saved. Both caught."""
     settings = saekern.TrainConfig(
         rows=640, batch_size=64, lr=3e-3, checkpoint_every=4, log_every=1, dead_after=256, bf16=bf16
     )
