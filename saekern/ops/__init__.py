@@ -2,7 +2,7 @@
 
 from saekern.ops.adam_step import adam_step
 from saekern.ops.decode import RowGradients, decode, decode_row_gradients
-from saekern.ops.library import instruction_level, release_memory, torch_on_one_thread
+from saekern.ops.library import instruction_level, release_memory, torch_on_all_threads, torch_on_one_thread
 from saekern.ops.nearest import NearestPair, NearestRows, nearest, nearest_pairs, nearest_prepare, nearest_top
 from saekern.ops.row_topk import row_topk
 from saekern.ops.topk_encode import LatentOrder, topk_encode, topk_encode_aux
@@ -25,6 +25,7 @@ __all__ = [
     "row_topk",
     "topk_encode",
     "topk_encode_aux",
+    "torch_on_all_threads",
     "torch_on_one_thread",
     "unexplained_variance",
 ]

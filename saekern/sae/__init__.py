@@ -1,8 +1,9 @@
 """Sparse autoencoders: thin modules over the ops, one architecture a file, and their native files."""
 
+from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.dictionary import read_dictionary
 from saekern.sae.files import load, save
 from saekern.sae.topk import TopKSAE
 
-__all__ = ["SAE", "Loss", "SparseCodes", "TopKSAE", "load", "read_dictionary", "save"]
+__all__ = ["SAE", "ArchetypalSAE", "Loss", "SparseCodes", "TopKSAE", "load", "read_dictionary", "save"]

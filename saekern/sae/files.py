@@ -10,6 +10,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE
 from saekern.sae.topk import TopKSAE
 from saekern.version import __version__
@@ -26,7 +27,7 @@ DTYPES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (TopKSAE,)}
+ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (ArchetypalSAE, TopKSAE)}
 
 
 def save(sae: SAE, path: str | os.PathLike, *, provenance: Mapping[str, Any] | None = None) -> None:
