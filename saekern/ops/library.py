@@ -63,16 +63,14 @@ def torch_on_one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def torch_on_all_threads(wanted: bool = True) -> Iterator[None]:
+def torch_on_all_threads() -> Iterator[None]:
     """Inside `torch_on_one_thread`, lends torch the threads back, for one product that is worth it."""
     count = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(threads())
+    torch.set_num_threads(threads())
     try:
         yield
     finally:
-        if wanted:
-            torch.set_num_threads(count)
+        torch.set_num_threads(count)
 
 
 _LEVEL: ContextVar[str] = ContextVar("saekern_instruction_level", default="")

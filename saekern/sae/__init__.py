@@ -4,6 +4,7 @@ from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.dictionary import read_dictionary
 from saekern.sae.files import load, save
+from saekern.sae.kmeans import KMeans, archetypal_points, kmeans
 from saekern.sae.topk import TopKSAE
 
 __all__ = ["SAE", "ArchetypalSAE", "Loss", "SparseCodes", "TopKSAE", "load", "read_dictionary", "save"]

@@ -1,6 +1,7 @@
 """Points for archetypal SAEs: k-means centroids, or rows of the data."""
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def kmeans(
     Args:
         rows: a tensor [n, D], or rows with `take(indices)`, `len` and `width`, which are read block by block.
         clusters: n', 1 … n.
-        init: "k-means++" (on a sample of 4·n' rows), or distinct "data" rows.
+        init: "k-means++" (greedy, on a sample of 4·n' rows), or distinct "data" rows.
         batch: rows a step of mini-batch k-means; None is Lloyd's algorithm. A centre is then the mean of all batches'
             rows that chose it when their turn came.
         iterations: passes over the rows, at most.
@@ -123,8 +124,8 @@ class _Fit:
 
     def minibatches(self, batch: int, generator: torch.Generator) -> float:
         """One pass in random order; returns the sum of what each batch found before it moved the centres."""
-        counts, inertia, size = self._no_counts(), 0.0, len(self.rows)
-        order = torch.randperm(size, generator=generator)
+        counts, distances = self._no_counts(), []
+        order = torch.randperm(len(self.rows), generator=generator)
         for part in order.split(batch):
             x = self._centred(_take(self.rows, part))
             labels, distance = self._nearest(x)
@@ -134,10 +135,11 @@ class _Fit:
             share = (number / self.seen.clamp(min=1))[:, None]
             mean = added / number.clamp(min=1)[:, None]
             self.centers = (self.centers.double() + share * (mean - self.centers.double())).to(self.dtype)
-            inertia += float(distance.double().sum())
-        self._reseed(counts, distance, lambda where: _take(self.rows, part[where.cpu()]))
+            distances.append(distance)
+        distance = torch.cat(distances)
+        self._reseed(counts, distance, lambda where: _take(self.rows, order[where.cpu()]))
         self.seen[counts == 0] = 0
-        return inertia
+        return float(distance.double().sum())
 
     def final(self) -> tuple[Tensor, float]:
         """Labels [n] and the inertia, from differences rather than from the scores."""
@@ -187,14 +189,21 @@ def _initial(rows: Any, origin: Tensor, clusters: int, init: str, generator: tor
     x = (x.double() - origin).to(x.dtype)
     if init == "data":
         return x
-    chosen = [int(torch.randint(sample, (), generator=generator))]
-    distance = (x - x[chosen[0]]).square().sum(1)
-    for _ in range(clusters - 1):
-        # A row is drawn in proportion to its squared distance from what is chosen; where all are 0, any.
-        ladder = distance.double().cumsum(0)
-        u = torch.rand((), generator=generator, dtype=torch.float64) * ladder[-1]
-        chosen.append(min(int(torch.searchsorted(ladder, u, right=True)), sample - 1))
-        distance = torch.minimum(distance, (x - x[chosen[-1]]).square().sum(1))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    square, trials = wide.square().sum(1), 2 + int(math.log(clusters))
+    drawn = torch.randint(sample, (1,), generator=generator)
+    chosen, distance = [], torch.full_like(square, torch.inf)
+    for _ in range(clusters):
+        # Of some rows drawn in proportion to their squared distance from what is chosen, the one that lowers Σ most.
+        drawn = drawn.to(x.device)
+        apart = (square[:, None] - 2 * (wide @ wide[drawn].T) + square[drawn]).clamp_(min=0)
+        apart = torch.minimum(apart, distance[:, None])  # [sample, trials]
+        best = int(apart.double().sum(0).argmin())
+        chosen.append(int(drawn[best]))
+        distance = apart[:, best].clone()
+        ladder = distance.double().cumsum(0).cpu()
+        draws = torch.rand(trials, generator=generator, dtype=torch.float64) * ladder[-1]
+        drawn = torch.searchsorted(ladder, draws, right=True).clamp_(max=sample - 1)  # any row where all are 0
     return x[chosen]
 
 

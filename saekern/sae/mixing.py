@@ -1,5 +1,6 @@
 """Row-stochastic W of an archetypal SAE: how it starts, and the product D = (W C + Λ) · exp(m) with its gradient."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -92,4 +93,5 @@ class Atoms(torch.autograd.Function):
 
 
 def _threads(tensor: Tensor) -> Any:
-    return ops.torch_on_all_threads(tensor.device.type == "cpu" and not torch.compiler.is_compiling())
+    compiling = torch.compiler.is_compiling()
+    return ops.torch_on_all_threads() if tensor.device.type == "cpu" and not compiling else nullcontext()

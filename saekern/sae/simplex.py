@@ -54,7 +54,8 @@ def threshold_by_newton(rows: Tensor) -> Tensor:
     while True:
         torch.sub(rows, tau, out=active).clamp_(min=0)
         count = torch.count_nonzero(active, 1)[:, None]
-        tau = tau + (active.sum(1, keepdim=True) - 1) / count
+        # Never down: rounding would, and entries next to τ then come and go for ever.
+        tau = torch.maximum(tau, tau + (active.sum(1, keepdim=True) - 1) / count)
         if before is not None and torch.equal(count, before):
             return tau
         before = count
