@@ -109,7 +109,7 @@ def _matrix(codes: Any, d_sae: int | None) -> Any:
         else:
             offsets = codes.offsets.cpu()
         parts = (values.flatten().numpy(), indices.flatten().numpy(), offsets.numpy())
-        z = sparse.csr_array(parts, shape=(len(parts[2]) - 1, d_sae))
+        z = sparse.csr_array(parts, shape=(len(parts[2]) - 1, d_sae), copy=True)  # it is sorted in place
         z.sum_duplicates()
     if not np.isfinite(z.data).all():
         raise ValueError("codes: expected finite values, got NaN or infinity")

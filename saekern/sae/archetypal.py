@@ -228,8 +228,15 @@ class ArchetypalSAE(SAE):
 
 @cache
 def _class_over(base: type[SAE]) -> type[ArchetypalSAE]:
-    without = {name: tuple(n for n in getattr(base, name) if n != "W_dec") for name in ("unit_norm_rows", "half_weights")}
-    members = {**without, "base_architecture": base.architecture, "__module__": __name__, "__doc__": ArchetypalSAE.__doc__}
+    without = {
+        name: tuple(n for n in getattr(base, name) if n != "W_dec") for name in ("unit_norm_rows", "half_weights")
+    }
+    members = {
+        **without,
+        "base_architecture": base.architecture,
+        "__module__": __name__,
+        "__doc__": ArchetypalSAE.__doc__,
+    }
     return type(f"ArchetypalSAE[{base.__name__}]", (ArchetypalSAE, base), members)
 
 

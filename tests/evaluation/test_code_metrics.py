@@ -19,9 +19,7 @@ DENSE = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0
 TOPK = Codes(
     torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 0.0], [4.0, 3.0]]), torch.tensor([[2, 0], [1, 3], [0, 1], [3, 0]])
 )
-RAGGED = Codes(
-    torch.tensor([1.0, 1.0, 2.0, 4.0, 3.0]), torch.tensor([2, 0, 1, 3, 0]), torch.tensor([0, 2, 3, 3, 5])
-)
+RAGGED = Codes(torch.tensor([1.0, 1.0, 2.0, 4.0, 3.0]), torch.tensor([2, 0, 1, 3, 0]), torch.tensor([0, 2, 3, 3, 5]))
 KINDS = pytest.mark.parametrize("codes", [DENSE, TOPK, RAGGED])
 
 
@@ -42,7 +40,8 @@ def test_connectivity(codes):
 
 @KINDS
 def test_negative_interference(codes):
-    """ZᵀZ: 0·2 → 1, 0·3 → 12. d₀·d₂ = −2, d₀·d₃ = +1, so √(2·2²). Planted: the sign; cosines for products; caught."""
+    """ZᵀZ: 0·2 → 1, 0·3 → 12. d₀·d₂ = −2, d₀·d₃ = +1, so √(2·2²). Planted: the sign; sorting the given indices
+    in place. Both were caught."""
     dictionary = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 5.0], [1.0, 1.0]])
     assert evaluation.negative_interference(codes, dictionary) == pytest.approx(math.sqrt(8))
     opposed = dictionary * torch.tensor([[1.0], [1.0], [1.0], [-1.0]])

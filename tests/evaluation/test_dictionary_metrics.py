@@ -49,14 +49,16 @@ def test_ood_score_and_plausibility(monkeypatch):
     atoms, data = tensor([1, 1], [0, 5], [0, 0]), tensor([3, 0], [0, 0], [0, 1], [-1, -1], [2, 0])
     want = 1 - (S + 1) / 2
     assert evaluation.ood_score(atoms, data) == pytest.approx(want, abs=1e-6)
+    with pytest.raises(ValueError, match=r"rows: expected shape \[n, 2\], got \[3, 4\]"):
+        evaluation.ood_score(atoms, torch.ones(3, 4))
     monkeypatch.setattr("saekern.evaluation.dictionary_metrics.BLOCK", 2)
     assert evaluation.ood_score(atoms, data) == pytest.approx(want, abs=1e-6)
     classes = tensor([2, 0], [0, -1], [0, 0])
     assert evaluation.plausibility(atoms, classes) == pytest.approx((S - S) / 2, abs=1e-6)
-    assert evaluation.plausibility(tensor([-1, 0], [0, 0]), tensor([1, 0])) == pytest.approx(-1), "not the zero atom's 0"
+    assert evaluation.plausibility(tensor([-1, 0], [0, 0]), tensor([1, 0])) == pytest.approx(-1), (
+        "not the zero atom's 0"
+    )
     assert evaluation.zero_atoms(atoms) == 1
-    with pytest.raises(ValueError, match=r"rows: expected shape \[n, 2\], got \[3, 4\]"):
-        evaluation.ood_score(atoms, torch.ones(3, 4))
     with pytest.raises(ValueError, match="rows: expected at least one row that is not zero"):
         evaluation.ood_score(atoms, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"dictionary: expected finite entries"):
@@ -81,7 +83,7 @@ def test_r2():
 
 
 def test_stability_of_dictionaries():
-    """Three dictionaries; pairs (a, b) and (a, c), (b, c) by hand. Planted: the mean over all atoms, zero ones too."""
+    """Three dictionaries; pairs (a, b) and (a, c), (b, c) by hand."""
     a = tensor([1, 0], [0, 2], [0, 0])
     b = tensor([0, 1], [3, 0])
     c = tensor([-1, 0], [0, 1])
@@ -90,7 +92,9 @@ def test_stability_of_dictionaries():
     assert stability.dictionary_stability([a, c], absolute=True) == pytest.approx(1)
     assert stability.dictionary_stability([a, b, c]) == pytest.approx(1 / 3, abs=1e-6)
     rows = torch.randn(40, 12)
-    assert stability.dictionary_stability([rows, -rows[torch.randperm(40)]], absolute=True) == pytest.approx(1, abs=1e-6)
+    assert stability.dictionary_stability([rows, -rows[torch.randperm(40)]], absolute=True) == pytest.approx(
+        1, abs=1e-6
+    )
     signed = stability.dictionary_stability([rows, torch.randn(40, 12)])
     assert 0.3 < signed < 0.7, "chance is far from 0"
     with pytest.raises(ValueError, match="dictionaries: expected at least 2, got 1"):

@@ -53,8 +53,7 @@ def test_no_step_raises_the_inertia():
 
 @pytest.mark.parametrize("batch", [None, 300])
 def test_seeds_and_threads(batch):
-    """Planted: the centres' sums by torch.index_add_ on all threads is the same bits here; a draw from the global
-    generator; caught."""
+    """Planted: a draw from the global generator; caught."""
     rows, _ = blobs(spread=1.0)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     try:

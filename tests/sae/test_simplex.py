@@ -31,8 +31,7 @@ BOTH = pytest.mark.parametrize("project", [simplex.euclidean_, by_sorting])
 
 @BOTH
 def test_nearest_point_by_brute_force(project):
-    """Planted: τ over one rank too many; the first Newton step only; ties broken by ≥. The first two were caught, the
-    third is no mistake (a member with w = τ adds 0)."""
+    """Planted: τ over one rank too many; the first Newton step only. Both were caught."""
     rows = torch.randn(200, 6, dtype=torch.float64) * torch.logspace(-2, 2, 200, dtype=torch.float64)[:, None]
     rows[7, :] = 3.0
     rows[8, :4] = rows[8, 0]
@@ -61,7 +60,9 @@ def test_nearest_point_by_brute_force(project):
 def test_hand_cases(project, row, want, dtype):
     rows = torch.tensor([row], dtype=dtype)
     project(rows)
-    torch.testing.assert_close(rows, torch.tensor([want], dtype=dtype), rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-8)
+    torch.testing.assert_close(
+        rows, torch.tensor([want], dtype=dtype), rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-8
+    )
 
 
 @BOTH
@@ -70,7 +71,7 @@ def test_properties_at_any_size(project, width):
     """On the simplex, idempotent within rounding, order kept, and no point of the simplex is nearer (its inequality:
     ⟨v − p, q − p⟩ ≤ 0 for every vertex q)."""
     rows = torch.randn(23, width) / width
-    rows[3] = torch.rand(width) ** 30  # tiny weights beside each other: entries that rounding moves across τ
+    rows[3] = torch.rand(width) ** 30  # tiny weights: entries that rounding moves across τ, where τ must not go down
     rows[3] /= rows[3].sum()
     got = rows.clone()
     project(got)
@@ -100,7 +101,7 @@ def test_odd_rows(project):
 
 
 def test_normalize():
-    """Planted: rows without a positive entry divided by 0 or left at zero; both were caught."""
+    """Planted: rows without a positive entry left at zero; caught."""
     rows = torch.tensor([[1.0, 3.0, -2.0], [-2.0, -1.0, -1.0], [0.0, 0.0, 0.0], [0.0, -1.0, 0.0], [5e-39, 0.0, 0.0]])
     simplex.normalize_(rows)
     want = [[0.25, 0.75, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]

@@ -19,9 +19,10 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("kwargs", [{}, {"relaxation": 0.0, "init": "eye", "projection": "normalize", "multiplier": True}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"relaxation": 0.0, "init": "eye", "projection": "normalize", "multiplier": True}]
+)
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, make_rows, resumed, bf16, kwargs):
-    """Planted: projection left out after a resume (the state saved before it); caught."""
     rows = make_rows()
     config = saekern.TrainConfig(
         rows=1280, batch_size=64, lr=5e-3, checkpoint_every=5, log_every=1, dead_after=128, bf16=bf16, snapshots=(0, 7)
@@ -62,7 +63,9 @@ def test_loss_follows_plain_torch_for_200_steps(make_rows):
     """Both start from the same bits; each computes for itself."""
     rows = make_rows(2048)
     sae = make_sae(rows.tensor)
-    parameters = [p.detach().clone().contiguous().requires_grad_() for p in (sae.W, sae.Lambda, sae.W_enc, sae.b_enc, sae.b_dec)]
+    parameters = [
+        p.detach().clone().contiguous().requires_grad_() for p in (sae.W, sae.Lambda, sae.W_enc, sae.b_enc, sae.b_dec)
+    ]
     config = saekern.TrainConfig(
         rows=200 * 128, batch_size=128, lr=3e-3, warmup=0, decay=0, log_every=1, dead_after=10**9, pre_bias_rows=0
     )
