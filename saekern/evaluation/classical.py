@@ -1,6 +1,6 @@
-"""Classical dictionary learning, to compare with: each function X [n, D] -> codes Z [n, k] and dictionary [k, D], X ≈ Z D.
+"""Classical dictionary learning, to compare with: X [n, D] -> codes Z [n, k] and dictionary D [k, D] with X ≈ Z D.
 
-They hold X in memory, in float64, and ConvexNMF its [n, n] Gram matrix.
+They hold X in memory, in float64, and convex_nmf its [n, n] Gram matrix.
 """
 
 import importlib
@@ -53,8 +53,8 @@ def convex_nmf(x: Tensor, k: int, *, seed: int, iterations: int = 200) -> Factor
     """min ‖X − Z W X‖_F² with Z, W ≥ 0: atoms D = W X in the data's cone; no step raises it.
 
     With K = X Xᵀ and G = Wᵀ:  Z ← Z ⊙ √( (K₊G + Z Gᵀ K₋ G) / (K₋G + Z Gᵀ K₊ G) ),
-    G ← G ⊙ √( (K₊Z + K₋G ZᵀZ) / (K₋Z + K₊G ZᵀZ) ). At the end rows of W are scaled to sum 1 and Z with them, so atoms lie
-    in the convex hull of the data. Source: Ding, Li & Jordan 2010, section III.
+    G ← G ⊙ √( (K₊Z + K₋G ZᵀZ) / (K₋Z + K₊G ZᵀZ) ). At the end rows of W are scaled to sum 1 and Z with them, so atoms
+    lie in the convex hull of the data. Source: Ding, Li & Jordan 2010, section III.
     """
     x = _matrix(x, k)
     gram = x @ x.T

@@ -1,7 +1,7 @@
 """Numbers about codes Z [n, F]: how sparse rows are, which latents fire together, which tell classes.
 
-Codes are dense [n, F], or anything with `values`, `indices` and `offsets` (SparseCodes of n rows, then `d_sae` is needed).
-Only codes that are not zero count. Metrics of the Archetypal SAE paper (Fel et al. 2025, arXiv 2502.12892).
+Codes are dense [n, F], or anything with `values`, `indices` and `offsets` (SparseCodes of n rows, then `d_sae` is
+needed). Only codes that are not zero count. Metrics of the Archetypal SAE paper (Fel et al. 2025, arXiv 2502.12892).
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ PAIRS = 1 << 22  # numbers at a time
 
 
 def hoyer(codes: Any, d_sae: int | None = None) -> float:
-    """Mean over rows of (√F − ‖z‖₁/‖z‖₂) / (√F − 1): 1 for one active latent, 0 for all equal (Hoyer 2004). Rows without
-    an active latent are left out; NaN if F = 1."""
+    """Mean over rows of (√F − ‖z‖₁/‖z‖₂) / (√F − 1): 1 for one active latent, 0 for all equal (Hoyer 2004). Rows
+    without an active latent are left out; NaN if F = 1."""
     z = _matrix(codes, d_sae)
     one = np.asarray(abs(z).sum(1)).ravel()
     two = np.sqrt(np.asarray(z.multiply(z).sum(1)).ravel())
@@ -36,8 +36,8 @@ def connectivity(codes: Any, d_sae: int | None = None) -> float:
 def negative_interference(codes: Any, dictionary: Any, d_sae: int | None = None) -> float:
     """‖ReLU(−(ZᵀZ) ⊙ (D Dᵀ))‖_F: latents that are active together and pull in opposite directions.
 
-    D as it is, not normalised; the norm is taken over entries (the source does not say which it means). It grows with the
-    number of rows: compare equal numbers.
+    D as it is, not normalised; the norm is taken over entries (the source does not say which it means). It grows with
+    the number of rows: compare equal numbers.
     """
     atoms = dictionary if isinstance(dictionary, Tensor) else dictionary.dictionary
     z = _matrix(codes, len(atoms) if d_sae is None else d_sae)
@@ -53,8 +53,8 @@ def negative_interference(codes: Any, dictionary: Any, d_sae: int | None = None)
 
 
 def soft_identifiability(codes: Any, labels: Tensor, d_sae: int | None = None) -> tuple[float, Tensor]:
-    """Mean over classes of Acc_j = max_{λ, i} P(1[z_i > λ] = y_j), and Acc [c]: how well the best single latent with the
-    best threshold tells each class.
+    """Mean over classes of Acc_j = max_{λ, i} P(1[z_i > λ] = y_j), and Acc [c]: how well the best single latent with
+    the best threshold tells each class.
 
     Args:
         labels: y [n, c] bool; a row may have several classes. Classes that no row has, or all, count too: they are told
@@ -76,7 +76,7 @@ def soft_identifiability(codes: Any, labels: Tensor, d_sae: int | None = None) -
         values, rows = values[order], torch.from_numpy(rows[order].astype(np.int64))
         first = int((values > 0).sum())  # before the zeros, which are not stored
         gained = negative + sign[rows[:first]].cumsum(0)  # right after calling the t largest positive
-        cuts = np.flatnonzero(np.append(values[1:first] != values[: first - 1], True)) if first else []
+        cuts: Any = np.flatnonzero(np.append(values[1:first] != values[: first - 1], True)) if first else []
         if len(cuts):
             best = torch.maximum(best, gained[torch.from_numpy(cuts)].amax(0))
         if first < len(values):  # negative codes: everything else is positive first

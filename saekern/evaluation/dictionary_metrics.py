@@ -1,7 +1,8 @@
 """Numbers about one dictionary [F, D] alone, or beside rows or directions of its space.
 
 Zero atoms have no direction: `zero_atoms` counts them, everything else leaves them out. Dictionaries are tensors or
-anything with `.dictionary`. Metrics of the Archetypal SAE paper (Fel et al. 2025, arXiv 2502.12892) unless said otherwise.
+anything with `.dictionary`. Metrics of the Archetypal SAE paper (Fel et al. 2025, arXiv 2502.12892) unless said
+otherwise.
 """
 
 from typing import Any

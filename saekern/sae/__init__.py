@@ -7,4 +7,16 @@ from saekern.sae.files import load, save
 from saekern.sae.kmeans import KMeans, archetypal_points, kmeans
 from saekern.sae.topk import TopKSAE
 
-__all__ = ["SAE", "ArchetypalSAE", "Loss", "SparseCodes", "TopKSAE", "load", "read_dictionary", "save"]
+__all__ = [
+    "SAE",
+    "ArchetypalSAE",
+    "KMeans",
+    "Loss",
+    "SparseCodes",
+    "TopKSAE",
+    "archetypal_points",
+    "kmeans",
+    "load",
+    "read_dictionary",
+    "save",
+]

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saekern import ops
 from saekern.sae import mixing, simplex
 from saekern.sae.base import SAE, Loss
 from saekern.sae.initial import check_sizes, seed_or_new
@@ -44,10 +43,11 @@ class ArchetypalSAE(SAE):
 
     W [F, n'] has rows on the simplex (≥ 0, sum 1), Λ [F, D] rows of norm at most δ. So without the multiplier every
     atom lies within δ of the convex hull of the points. δ = 0 has no Λ: A-SAE; δ > 0: RA-SAE. The encoder and the
-    loss are the base's, whose W_dec is D: an instance is of a class that derives from ArchetypalSAE and from the base's.
+    loss are the base's, whose W_dec is D: an instance is of a class that derives from ArchetypalSAE and from the
+    base's.
 
-    An atom is added to b_dec, so `points` are what rows look like after b_dec is taken away. As published: points as they
-    are and b_dec kept at 0 (`pre_bias_rows=0` in training starts it there). Centred: points minus the mean.
+    An atom is added to b_dec, so `points` are what rows look like after b_dec is taken away. As published: points as
+    they are and b_dec kept at 0 (`pre_bias_rows=0` in training starts it there). Centred: points minus the mean.
 
     Parameters: W, Lambda (δ > 0), multiplier [1] (if asked for), and the base's except W_dec; buffer: points [n', D].
 
@@ -59,8 +59,8 @@ class ArchetypalSAE(SAE):
         base: an SAE class or its name, with W_dec [F, D].
         base_args: its arguments, without those that are here.
         init: what W starts as. "dirichlet": rows from the symmetric Dirichlet distribution whose parameters sum to
-            `concentration`. "points": each atom one point, distinct while there are some left. "eye": atom i is point i,
-            and atoms beyond n' are zero, as in the library of the paper; they stay zero until a gradient moves their
+            `concentration`. "points": each atom one point, distinct while there are some left. "eye": atom i is point
+            i, and atoms beyond n' are zero, as in the library of the paper; they stay zero until a gradient moves their
             row of W, and have no cosine. Or W itself [F, n'], row-stochastic but for zero rows.
         concentration: 1: an atom is mostly one or two points; n': uniform on the simplex, all atoms near the mean.
         projection: "simplex", the nearest point of the simplex, or "normalize", max(w, 0)/Σ (`saekern.sae.simplex`
@@ -69,11 +69,11 @@ class ArchetypalSAE(SAE):
         init_seed: of W and of the base's parameters; the points are the caller's.
         dtype, device: of the parameters and the points.
 
-    Projections follow the optimiser's step, in `project_parameters_`. The published library projects in the next forward
-    pass instead: what it saves or compares after a step lies off the constraint set, and its δ = 0 is 0/0.
+    Projections follow the optimiser's step, in `project_parameters_`. The published library projects in the next
+    forward pass instead: what it saves or compares after a step lies off the constraint set, and its δ = 0 is 0/0.
 
-    Cost of a step beyond the base's: D takes 2·F·n'·D flops and its gradient as many, whatever the batch; the projection
-    reads W a few times; W and its moments are 3·F·n' numbers. D is kept until a parameter changes, so that encoding and
+    Cost of a step beyond the base's: D takes 2·F·n'·D flops and its gradient as many, whatever the batch; the
+    projection reads W a few times; W and its moments are 3·F·n' numbers. D is kept until a parameter changes, so that encoding and
     decoding recompute nothing. Changes through `.data`, which autograd does not see either, are not noticed.
 
     Source: Fel et al. 2025 (arXiv 2502.12892), section 6.
@@ -199,7 +199,8 @@ class ArchetypalSAE(SAE):
             return mixing.atoms(self.W, self.points, self.Lambda, self.multiplier)
         captured = self.W.is_cuda and torch.cuda.is_current_stream_capturing()
         if captured or self.W.is_meta or any(tensor.is_inference() for tensor in tensors):
-            value = mixing.atoms(*(None if t is None else t.detach() for t in self._arguments()))
+            with torch.no_grad():
+                value = mixing.atoms(*self._arguments())
         else:
             if self._computed is None or not self._computed.of(tensors):
                 self._computed = None  # its memory first
@@ -251,7 +252,7 @@ def over(base: str | type[SAE]) -> type[ArchetypalSAE]:
         base = known[base]
     if not (isinstance(base, type) and issubclass(base, SAE)) or issubclass(base, ArchetypalSAE):
         raise ValueError(f"base: expected the class of an SAE other than ArchetypalSAE, got {base!r}")
-    return _class_over(base)
+    return _class_over(base)  # type: ignore[arg-type]
 
 
 def _blank(base: str) -> ArchetypalSAE:

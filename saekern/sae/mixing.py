@@ -34,8 +34,8 @@ def initial(
 
 
 def _dirichlet(count: int, points: int, seed: int, shape: float) -> Tensor:
-    """Symmetric Dirichlet rows: gamma variates divided by their sum, in logarithms, since most of those of a small shape
-    are below the smallest float64. G(a) = G(a + 1) · exp(−E/a), E exponential."""
+    """Symmetric Dirichlet rows: gamma variates divided by their sum, in logarithms, since most of those of a small
+    shape are below the smallest float64. G(a) = G(a + 1) · exp(−E/a), E exponential."""
     gamma, exponential = (np.random.default_rng([seed, stream]) for stream in (1, 2))
     weights = torch.empty(count, points, dtype=torch.float32, device="cpu")
     for rows in weights.split(ROWS):

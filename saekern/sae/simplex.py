@@ -62,8 +62,8 @@ def threshold_by_newton(rows: Tensor) -> Tensor:
 
 
 def threshold_by_sorting(rows: Tensor) -> Tensor:
-    """As `threshold_by_newton`, without a question to the device: τ = (Σ of the r largest − 1) / r, r the last for which
-    the r-th largest exceeds it."""
+    """As `threshold_by_newton`, without a question to the device: τ = (Σ of the r largest − 1) / r, r the last for
+    which the r-th largest exceeds it."""
     largest = rows.sort(1, descending=True).values
     ranks = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device)
     means = (largest.cumsum(1, dtype=torch.float64) - 1) / ranks

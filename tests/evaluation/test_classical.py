@@ -1,5 +1,7 @@
 """Classical baselines: their objective never rises, their constraints hold, exact structure is found."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def data(n=120, width=9, k=4, signed=True):
 
 
 def descends(objective, x):
-    assert all(b <= a * (1 + 1e-9) + 1e-12 for a, b in zip(objective, objective[1:], strict=False)), objective
+    assert all(b <= a * (1 + 1e-9) + 1e-12 for a, b in pairwise(objective)), objective
     assert objective[-1] < objective[0]
     assert objective[-1] < 0.2 * float((x - x.mean(0)).square().sum())
 

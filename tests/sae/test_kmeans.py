@@ -1,5 +1,7 @@
 """k-means: it converges to what Lloyd's algorithm converges to, for any seed's bits and any number of threads."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def test_well_separated_clusters_are_found(batch):
 def test_no_step_raises_the_inertia():
     rows, _ = blobs(spread=2.0)
     inertia = [kmeans(rows, 30, seed=4, init="data", iterations=n, tolerance=0).inertia for n in range(8)]
-    assert all(b <= a * (1 + 1e-5) for a, b in zip(inertia, inertia[1:], strict=False)), inertia
+    assert all(b <= a * (1 + 1e-5) for a, b in pairwise(inertia)), inertia
 
 
 @pytest.mark.parametrize("batch", [None, 300])

@@ -38,8 +38,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, make_rows, resumed, bf
     assert ((sae.W.sum(1) - 1).abs() < 1e-5)[~sae.zero_atoms].all()
     start = saekern.load(tmp_path / "whole", weights="snapshots/00000000.safetensors")
     assert start.dictionary.shape == (48, 8)
-    with pytest.raises(ValueError, match="another run: sae.points.sha256"):
-        other = make_sae(rows.tensor, **(kwargs | {"points": torch.randn(40, 8)}))
+    other = make_sae(rows.tensor, **(kwargs | {"points": torch.randn(40, 8)}))
+    with pytest.raises(ValueError, match=r"another run: sae\.points\.sha256"):
         saekern.train(other, rows, config, out=tmp_path / "whole", progress=False)
 
 
