@@ -73,8 +73,8 @@ class ArchetypalSAE(SAE):
     forward pass instead: what it saves or compares after a step lies off the constraint set, and its δ = 0 is 0/0.
 
     Cost of a step beyond the base's: D takes 2·F·n'·D flops and its gradient as many, whatever the batch; the
-    projection reads W a few times; W and its moments are 3·F·n' numbers. D is kept until a parameter changes, so that encoding and
-    decoding recompute nothing. Changes through `.data`, which autograd does not see either, are not noticed.
+    projection reads W a few times; W and its moments are 3·F·n' numbers. D is kept until a parameter changes, so that
+    encoding and decoding recompute nothing. Changes through `.data`, which autograd does not see either, are not noticed.
 
     Source: Fel et al. 2025 (arXiv 2502.12892), section 6.
 

@@ -143,7 +143,8 @@ CHANGES = {
 def test_the_dictionary_is_never_stale(change):
     """Planted: versions left out of the comparison ("in place" caught), addresses left out ("another parameter",
     "assign"), the result's own version left out ("the dictionary itself"), no `_apply` (not caught: addresses
-    differ).""" sae, x = example(torch.float32, multiplier=True)
+    differ)."""
+    sae, x = example(torch.float32, multiplier=True)
     sae(x)
     CHANGES[change](sae)
     want = mixing.atoms(sae.W, sae.points, sae.Lambda, sae.multiplier)
