@@ -74,7 +74,7 @@ class ArchetypalSAE(SAE):
 
     Cost of a step beyond the base's: D takes 2·F·n'·D flops and its gradient as many, whatever the batch; the
     projection reads W a few times; W and its moments are 3·F·n' numbers. D is kept until a parameter changes, so that
-    encoding and decoding recompute nothing. Changes through `.data`, which autograd does not see either, are not noticed.
+    encoding and decoding recompute nothing. Changes through `.data`, which autograd does not see either, go unnoticed.
 
     Source: Fel et al. 2025 (arXiv 2502.12892), section 6.
 

@@ -135,6 +135,7 @@ CHANGES = {
     "to": lambda sae: sae.to(torch.float64),
     "half": lambda sae: sae.bfloat16(),
     "another parameter": lambda sae: setattr(sae, "W", torch.nn.Parameter(sae.W.flip(0))),
+    "projection": lambda sae: (sae.W.add_(0.3), sae.Lambda.mul_(100), sae.project_parameters_()),
 }
 
 
