@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from saekern.matching import Matching, PairStore, linear_sum_assignment, match, match_all
     from saekern.pipeline import Study, StudyConfig, study
     from saekern.sae import (
+        ArchetypalSAE,
         BatchTopKSAE,
         GatedSAE,
         JumpReLUSAE,
@@ -35,6 +36,7 @@ _HOMES = {
     "GatedSAE": "sae",
     "JumpReLUSAE": "sae",
     "ReLUSAE": "sae",
+    "ArchetypalSAE": "sae",
     "SparseCodes": "sae",
     "TopKSAE": "sae",
     "load": "sae",
@@ -46,6 +48,7 @@ _HOMES = {
 _ROOMS = ("activations", "evaluation", "matching", "ops", "report", "stability", "training")
 
 __all__ = [
+    "ArchetypalSAE",
     "BatchTopKSAE",
     "GatedSAE",
     "JumpReLUSAE",

@@ -39,7 +39,16 @@ LIBRARIES = {
 PUBLIC = {"", *saekern.__all__}
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "safetensors", "tqdm"}
 # Installed by an extra or by the user: imported where they are used, never by `import saekern`.
-OPTIONAL_LIBRARIES = {"transformer_lens", "matplotlib", "triton", "wandb", "tensorboard", "datasets", "transformers"}
+OPTIONAL_LIBRARIES = {
+    "transformer_lens",
+    "matplotlib",
+    "triton",
+    "wandb",
+    "tensorboard",
+    "datasets",
+    "transformers",
+    "sklearn",
+}
 
 
 def closure(room: str) -> set[str]:

@@ -3,7 +3,7 @@
 from saekern.ops.adam_step import adam_step
 from saekern.ops.batch_topk_encode import batch_topk_encode
 from saekern.ops.decode import RowGradients, decode, decode_row_gradients
-from saekern.ops.library import instruction_level, release_memory, torch_on_one_thread
+from saekern.ops.library import instruction_level, release_memory, torch_on_all_threads, torch_on_one_thread
 from saekern.ops.nearest import NearestPair, NearestRows, nearest, nearest_pairs, nearest_prepare, nearest_top
 from saekern.ops.ragged_encode import RaggedCodes, latent_gather
 from saekern.ops.row_topk import row_topk
@@ -32,6 +32,7 @@ __all__ = [
     "threshold_encode",
     "topk_encode",
     "topk_encode_aux",
+    "torch_on_all_threads",
     "torch_on_one_thread",
     "unexplained_variance",
     "unexplained_variance_and_spread",

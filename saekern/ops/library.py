@@ -62,6 +62,17 @@ def torch_on_one_thread() -> Iterator[None]:
         _THREADS.reset(token)
 
 
+@contextmanager
+def torch_on_all_threads() -> Iterator[None]:
+    """Inside `torch_on_one_thread`, lends torch the threads back, for one product that is worth it."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
 _LEVEL: ContextVar[str] = ContextVar("saekern_instruction_level", default="")
 
 

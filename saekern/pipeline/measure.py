@@ -14,8 +14,10 @@ from saekern import evaluation, matching, stability
 from saekern.matching import PairStore
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import write_json
+from saekern.sae import load
 from saekern.stability.lazy import Lazy
 
+FIRST = "snapshots/00000000.safetensors"
 HISTOGRAM_BINS = 200
 
 
@@ -175,7 +177,7 @@ def _distances(sources: Sources, dead: list[Tensor]) -> dict[str, Any]:
     if not few:
         return {}
     paths, device = sources.sae_paths(), sources.config.device
-    start = Lazy(few, lambda i: load_file(paths[i] / "snapshots" / "00000000.safetensors")["W_dec"].to(device))
+    start = Lazy(few, lambda i: load(paths[i], weights=FIRST).dictionary.to(device))
     end = sources.dictionaries[:few]
     everything = [torch.ones_like(mask) for mask in dead[:few]]
     start_mean, end_mean = mean_atom(start, everything), mean_atom(end, [~mask for mask in dead[:few]])

@@ -1,23 +1,29 @@
 """Sparse autoencoders: thin modules over the ops, one architecture a file, and their native files."""
 
+from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.batch_topk import BatchTopKSAE
 from saekern.sae.dictionary import read_dictionary
 from saekern.sae.files import load, save
 from saekern.sae.gated import GatedSAE
 from saekern.sae.jumprelu import JumpReLUSAE
+from saekern.sae.kmeans import KMeans, archetypal_points, kmeans
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
 
 __all__ = [
     "SAE",
+    "ArchetypalSAE",
     "BatchTopKSAE",
     "GatedSAE",
     "JumpReLUSAE",
+    "KMeans",
     "Loss",
     "ReLUSAE",
     "SparseCodes",
     "TopKSAE",
+    "archetypal_points",
+    "kmeans",
     "load",
     "read_dictionary",
     "save",

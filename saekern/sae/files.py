@@ -10,6 +10,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE
 from saekern.sae.batch_topk import BatchTopKSAE
 from saekern.sae.gated import GatedSAE
@@ -33,6 +34,7 @@ DTYPES = {
 ARCHITECTURES: dict[str, type[SAE]] = {
     cls.architecture: cls
     for cls in (
+        ArchetypalSAE,
         BatchTopKSAE,
         GatedSAE,
         JumpReLUSAE,

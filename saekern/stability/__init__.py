@@ -1,6 +1,7 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
+from saekern.stability.dictionaries import dictionary_stability
 from saekern.stability.features import FeatureStability, feature_stability
 from saekern.stability.geometries import stability_by_geometry
 from saekern.stability.histogram import CosineHistogram
@@ -21,6 +22,7 @@ __all__ = [
     "PairAgreement",
     "assignment_iou",
     "dictionary_distance",
+    "dictionary_stability",
     "feature_stability",
     "initial_distance",
     "pair_agreement",
