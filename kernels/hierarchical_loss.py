@@ -1,7 +1,7 @@
 """L = 1/B Σ_b Σ_j w_j ‖x̂_bj − target_b‖², x̂_bj = bias + Σ_{i < c_bj} values[b,i] · weight[indices[b,i]], in one walk.
 
-Cuts c_bj turn into steps, a weight for each code: that of the prefixes which end with it. So a budget or all of them, the
-same for all rows or not, are one loop: add a code's row, and the residual's square by the code's step.
+Cuts c_bj turn into steps, a weight for each code: that of the prefixes which end with it. So one budget or all of them,
+the same for all rows or not, are one loop: add a code's row, and the residual's square by the code's step.
 """
 
 import torch
@@ -76,7 +76,7 @@ def row_codes(offsets, rows, exists, K):
 
 @triton.jit
 def gathered_rows(values, indices, weight, codes, active, columns, inside, D):
-    """weight[latent] of every code and value · weight[latent], both float32 [GATHER, ROWS, BLOCK_D]; 0 where not active."""
+    """weight[latent] and value · weight[latent] of every code, float32 [GATHER, ROWS, BLOCK_D]; 0 where not active."""
     latents = tl.load(indices + codes, mask=active, other=0)
     coefficients = tl.load(values + codes, mask=active, other=0.0).to(tl.float32)
     mask = active[:, :, None] & inside[None, None, :]
@@ -168,8 +168,10 @@ def hierarchical_loss(
     entries: Tensor | None,
     segments: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, float32 [], 0 where there are no rows, and x̂ from all codes, [B, D] in weight's dtype. Indices are
-    trusted to lie in [0, F), cuts to ascend from 0 to the number of codes. The order of the codes is not needed here."""
+    """The loss, float32 [], 0 where there are no rows, and x̂ from all codes, [B, D] in weight's dtype.
+
+    Indices are trusted to lie in [0, F), cuts to ascend from 0 to the number of codes. The order of the codes is for
+    the gradients."""
     batch = target.shape[0]
     latents, width = weight.shape
     out = weight.new_empty(batch, width)

@@ -1,7 +1,7 @@
 """The gradients of `hierarchical_loss`: a slice of columns at a time, what each code meets upstream, then its latents.
 
-With r_c the residual of a row's first c codes, code i meets S_i = 2 grad / B · Σ_{j: c_j > i} w_j r_{c_j}. A program walks
-its rows' codes twice: forward to the last residual, then back, where it takes their rows away again and adds up S.
+With r_c the residual of a row's first c codes, code i meets S_i = 2 grad / B · Σ_{j: c_j > i} w_j r_{c_j}. A program
+walks its rows' codes twice: on to the last residual, then back, where it takes their rows away again and adds up S.
 ⟨S_i, W_i⟩ is taken on the way; S is written for the walk over latents (segment_gradients), one row a code, or one a cut
 where these are fewer: S is the same from one cut to the next. A slice is so narrow that all of S fits into BUFFER.
 
@@ -117,10 +117,8 @@ class Plan(NamedTuple):
     suffix_rows: int
 
 
-def plan(
-    batch: int, codes: int, cuts: int, latents: int, width: int, dtype: torch.dtype, need_weight: bool
-) -> Plan:
-    """Of the slices that leave a slice of the dictionary in L2, one whose S fits into BUFFER, or a line of 128 bytes."""
+def plan(batch: int, codes: int, cuts: int, latents: int, width: int, dtype: torch.dtype, need_weight: bool) -> Plan:
+    """Of the slices that leave a slice of the dictionary in L2 the one whose S fits into BUFFER, or 128 bytes a row."""
     owned = need_weight and batch * cuts < codes
     suffix_rows = min(batch * cuts, codes) if need_weight else 0
     cut = slices(width, dtype, latents + batch, codes * (12 + dtype.itemsize))
@@ -161,7 +159,8 @@ def hierarchical_loss_backward(
     cut, rows, owned, suffix_rows = plan(batch, num_codes, cuts.shape[-1], latents, width, weight.dtype, need_weight)
     programs = triton.cdiv(batch, rows)
     steps, bare, owners, ends = code_steps(values, cuts, weights, offsets, batch, owned)
-    before, after = (torch.zeros(num_codes, device=weight.device) if need_values else None for _ in range(2))
+    before = torch.zeros(num_codes, device=weight.device) if need_values else None
+    after = None if before is None else torch.empty_like(before)
     suffixes = weight.new_empty(suffix_rows * cut.BLOCK_D, dtype=kept_dtype(weight.dtype)) if need_weight else None
     grad_weight = torch.empty_like(weight) if need_weight else weight.new_empty(0)
     grad_target = torch.empty_like(target) if need_target else None

@@ -94,8 +94,8 @@ def segment_kernel(
         else:
             row = tl.where(active, entry // K, -1)
         mask = (row >= 0)[:, None] & inside[None, :]
-        tile = tl.load(rows + row.to(tl.int64)[:, None] * stride + columns[None, :], mask=mask, other=0.0)  # [TILE, BLOCK_D]
-        tile = tile.to(tl.float32)
+        place = rows + row.to(tl.int64)[:, None] * stride + columns[None, :]  # [TILE, BLOCK_D]
+        tile = tl.load(place, mask=mask, other=0.0).to(tl.float32)
         if dots is not None:
             tl.store(dots + tl.program_id(1).to(tl.int64) * nnz + entry, tl.sum(tile * own[None, :], 1), mask=active)
         if row_sums is not None or sums is not None:
