@@ -23,7 +23,8 @@ from saekern.kernels.hierarchical_loss import DTYPES, code_steps, gathered_rows,
 from saekern.kernels.latent_order import latent_order
 from saekern.kernels.segment_gradients import CHUNK, TILE, fold_kernel, segment_kernel
 
-GATHER = 4  # codes of a row in flight; 8 take more than 128 registers
+GATHER = 8  # codes of a row in flight on the way there
+BACK = {2: 2, 4: 4}  # on the way back, by bytes an element: twice as many take more than 128 registers
 BUFFER = 2**27  # bytes of S: 262,144 or 524,288 rows of 128 columns in bfloat16; 1,048,576 rows of 64
 
 
@@ -52,6 +53,7 @@ def suffix_kernel(
     width,
     ROWS: tl.constexpr,
     GATHER: tl.constexpr,
+    BACK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -78,13 +80,13 @@ def suffix_kernel(
 
     scale = 2.0 * share * tl.load(grad).to(tl.float32)
     suffix = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    for back in range(0, most, GATHER):
-        numbers = most - 1 - back - tl.arange(0, GATHER)  # descending, so that sums over later codes are running sums
+    for back in range(0, most, BACK):
+        numbers = most - 1 - back - tl.arange(0, BACK)  # descending, so that sums over later codes are running sums
         active = (numbers >= 0)[:, None] & (numbers[:, None] < count[None, :])
         codes = begin[None, :] + numbers[:, None]
         step = tl.load(steps + codes, mask=active, other=0.0) * scale
         picked, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D)
-        later = tl.cumsum(terms, 0) - terms  # [GATHER, ROWS, BLOCK_D]
+        later = tl.cumsum(terms, 0) - terms  # [BACK, ROWS, BLOCK_D]
         parts = step[:, :, None] * (residual[None, :, :] - later)
         sums = suffix[None, :, :] + tl.cumsum(parts, 0)
         suffix += tl.sum(parts, 0)
@@ -175,7 +177,7 @@ def hierarchical_loss_backward(
                 suffix_kernel[(programs,)](
                     values, indices, *(columns_of(t, part) for t in (weight, bias, target, estimate)), offsets, grad,
                     steps, bare, ends, before, after, kept, columns_of(grad_target, part), columns_of(partials, part),
-                    1 / batch, batch, values.shape[-1], width, size, rows, GATHER, cut.BLOCK_D,
+                    1 / batch, batch, values.shape[-1], width, size, rows, GATHER, BACK[weight.itemsize], cut.BLOCK_D,
                     num_warps=cut.num_warps,
                 )  # fmt: skip
         before, after = after, before
@@ -250,7 +252,8 @@ def _pair(name: str, plan: Plan, ragged: bool) -> list[Form]:
     optional = {"estimate": pointer if name == "fp32" else None, "ends": "*i32" if plan.owned else None}
     optional |= {"offsets": "*i64" if ragged else None}
     signature |= {key: kind for key, kind in optional.items() if kind}
-    constants: dict[str, object] = {"ROWS": plan.rows, "GATHER": GATHER, "BLOCK_D": plan.slices.BLOCK_D}
+    constants: dict[str, object] = {"ROWS": plan.rows, "GATHER": GATHER, "BACK": BACK[DTYPES[name].itemsize]}
+    constants["BLOCK_D"] = plan.slices.BLOCK_D
     constants |= {key: None for key, kind in optional.items() if not kind}
     aligned = (*signature, "D", "width")
     signature |= {"share": "fp32"} | dict.fromkeys(("B", "K", "D", "width"), "i32")

@@ -113,7 +113,7 @@ CASES = [case for case in CASES if case[0][0] < 30 or case[1] == "rows"]  # a se
 
 @pytest.mark.parametrize(("shape", "cuts", "ragged"), CASES)
 def test_value_and_gradients(device, shape, cuts, ragged):
-    """Planted: a cut just behind a code taken for one beyond it; the prefix without codes left out; S of a code without
+    """Planted: a cut just before a code taken for one beyond it; the prefix without codes left out; S of a code without
     the residual that ends with it; a row of S read by codes beyond the last cut; rows' own cuts read as the first
     row's. All caught."""
     Problem(device, *shape, cuts, ragged=ragged).check()

@@ -56,12 +56,12 @@ def test_decode():
         decode_backward.decode_backward(torch.randn(300, 33), values, indices, weight, None, None, None, [True] * 3)
 
 
-@pytest.mark.parametrize("cuts", [[1, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("cuts", [[1, 3], [1, 2, 3, 4, 5]])
 def test_hierarchical_loss(cuts, monkeypatch):
-    """Planted: the inner products of the slices added in place; caught."""
+    """Planted: the inner products of the slices added in place; S stored for codes before a row's first. Caught."""
     monkeypatch.setattr(hierarchical_backward, "BUFFER", 1000)  # two slices
-    indices = torch.randint(3, (40, 4))  # split into several chunks a latent
-    inputs = (torch.randn(40, 4), indices, torch.randn(9, 50), None, torch.randn(40, 50))
+    indices = torch.randint(2, (40, 5))  # split into several chunks a latent
+    inputs = (torch.randn(40, 5), indices, torch.randn(9, 50), None, torch.randn(40, 50))
     last = (torch.tensor(cuts), torch.ones(len(cuts)), None, None, None)
     with watched():
         loss, x_hat = hierarchical.hierarchical_loss(*inputs, *last)
