@@ -154,6 +154,7 @@ def test_hierarchical_check_refuses_what_is_wrong(budgets):
     made = layer(**budgets)
     run = gpu_hierarchical.setup(made, "torch")
     verify(run)
+    run.prepare()
     loss, grad_values, grad_weight = run.call()
     hot = int(made.codes[1].flatten().bincount().argmax())
     off = {"loss": (1.001 * loss, grad_values, grad_weight), "values": (loss, 1.1 * grad_values, grad_weight)}
