@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from saekern import reference
+from saekern.bench import gpu_hierarchical
 from saekern.bench.common import Absent, Run, WrongAnswer, expect_close, expect_same, sum_bound
 from saekern.bench.gpu_problems import Dictionaries, Layer, check_encode, check_nearest
 from saekern.bench.roofline import cuda
@@ -113,6 +114,7 @@ CHECKED: dict[str, Callable[[Layer], Run]] = {
     "topk_encode backward": encode_backward,
     "decode": decode,
     "loss": loss,
+    "hierarchical_loss": gpu_hierarchical.fresh,
     "nearest": nearest,
 }
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from saekern.bench import gpu_benches as benches
-from saekern.bench import roofline
+from saekern.bench import gpu_hierarchical, roofline
 from saekern.bench.common import Bench, Goal, Shape
 from saekern.bench.gpu_problems import Dictionaries, Layer
 from saekern.bench.peers import PEERS
@@ -94,6 +94,12 @@ BENCHES = (
             Goal(("flex-sae",), faster=3.5, only={"D": 2304, "F": 65536, "K": 64}),
             Goal(("flex-sae",), faster=2.5, only={"D": 2304, "F": 65536, "K": 128}),
         ),
+    ),
+    made(
+        "hierarchical_loss", "with loss, forward and backward",
+        [shape | budgets for shape in shaped(CODES) for budgets in ({}, {"J": 8})], 6,
+        {"B": 24, "D": 32, "F": 64, "K": 4}, ("saekern", "torch", "torch.compile"), Layer, gpu_hierarchical.setup,
+        benches.bound(roofline.hierarchical_case), (Goal(("roofline",), within=1.5),),
     ),
     made(
         "train_step", "loss, backward, Adam", shaped(STEPS), 2, {"B": 32, "D": 32, "F": 128, "K": 4},

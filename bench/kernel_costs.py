@@ -20,6 +20,8 @@ ASSUMPTIONS = {
     "operands": "each operand of a matrix product is read from memory once a launch; what its tiles read from L2 is not"
     " counted (256 × 128 tiles without multicast would want 9 TB/s at 788 TFLOP/s)",
     "survivors": "scores come in random order: of the columns after the first n, k / n pass a row's threshold",
+    "second walk": "a program that walks its rows' codes back finds the dictionary's rows of the last ones in L1, where"
+    " 16 warps an SM share 200 KB",
     "shift": "the chunk of biases that all rows of a selection read stays in L1",
     "screened": "a bound on bf16 scores leaves two float32 candidates a winner, read from memory; no list overflows",
     "groups of scores": "the k-th largest group maximum is reached by 1.15 k groups of a row",

@@ -14,6 +14,7 @@ from saekern.bench.recorder import Step
 
 HOT = 8  # latents that fire on 30 % of the rows
 SECTOR = 32  # bytes: what one scattered 2- or 4-byte access moves between L2 and an SM
+L1, WARPS = 200e3, 16  # bytes and warps an SM; a warp of 128 registers a thread takes a sixteenth
 SCREENED = 2  # candidates a winner that the bound of a screened score leaves, about
 
 
@@ -43,7 +44,7 @@ def _split(codes: int, rows: int, chunk: int) -> int:
 
 def segments(step: Step, roofs: Roofs) -> Cost:
     entries, rows, slices = step["entries"], step["rows"], step.grid[1]
-    codes, (batch, width) = entries.numel(), rows.shape
+    codes, (batch, width) = step["nnz"], rows.shape
     memory, l2 = gathered(rows, codes, step["BLOCK_D"], roofs)
     index = slices * (size(step["segments"], entries, step["positions"]) + 3.0 * SECTOR * step["overflow"])
     table = size(step["coefficients"], step["row_table"])  # picked one by one, from L2
@@ -51,9 +52,39 @@ def segments(step: Step, roofs: Roofs) -> Cost:
     read = memory + index + table + size(step["weight"], step["shift"])
     partials = 4.0 * width * _split(codes, batch, step["CHUNK"]) if step["row_sums"] is not None else 0.0
     written = size(step["row_sums"], step["sums"], step["dots"]) + partials
-    scattered = slices * codes * SECTOR * len(picked)
+    scattered = slices * codes * SECTOR * len(picked) if entries is not None else 0.0  # else in order
     products = (step["dots"] is not None) + (step["row_sums"] is not None)
     return Cost(read, written, l2 + scattered, vector=2.0 * codes * width * products)
+
+
+def steps(step: Step, roofs: Roofs) -> Cost:
+    read, written = size(step["cuts"], step["weights"], step["offsets"]), ("steps", "bare", "owners", "ends")
+    codes = math.ceil(step["J"] / step["CUTS"]) * step["CUTS"] * step["steps"].numel()
+    return Cost(read, size(*(step[name] for name in written)), vector=8.0 * codes)
+
+
+def prefixes(step: Step, roofs: Roofs) -> Cost:
+    """As `decode`, with the target and a step for each code."""
+    base, codes = decode(step, roofs), step["values"].numel()
+    read = base.read + step.grid[1] * size(step["steps"], step["bare"]) + size(step["target"])
+    vector = 5.0 * codes * step["weight"].shape[1]
+    return base._replace(read=read, written=base.written + size(step["losses"]), vector=vector)
+
+
+def suffixes(step: Step, roofs: Roofs) -> Cost:
+    """One slice: ASSUMPTIONS["slice"] and ["second walk"]; S goes to memory, and each slice reads the codes again."""
+    weight, codes = step["weight"], step["values"].numel()
+    memory, l2 = gathered(weight, codes, step["BLOCK_D"], roofs)
+    if step["estimate"] is None:
+        resident = WARPS * 512.0 * codes / step["B"]  # bytes of an SM's rows: 512 a code and warp
+        l2 += max(0.0, 1 - L1 / resident) * codes * weight.shape[1] * weight.itemsize
+    rows = ("bias", "target", "estimate", "bare", "values", "indices", "offsets", "steps", "ends", "dots")
+    written = size(*(step[name] for name in ("new_dots", "suffixes", "grad_target", "bias_partials")))
+    again = 0.0 if step["estimate"] is not None else size(step["values"], step["indices"])
+    work = 10.0 if step["estimate"] is not None else 13.0
+    return Cost(
+        memory + size(*(step[name] for name in rows)), written, l2 + again, vector=work * codes * weight.shape[1]
+    )
 
 
 def fold(step: Step, roofs: Roofs) -> Cost:
@@ -174,6 +205,9 @@ KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
     "decode_kernel": decode,
     "segment_kernel": segments,
     "fold_kernel": fold,
+    "step_kernel": steps,
+    "prefix_kernel": prefixes,
+    "suffix_kernel": suffixes,
     "add_kernel": streamed(("out",), work=1),
     "order_kernel": order,
     "weighted_row_sum_kernel": weighted_row_sum,

@@ -266,6 +266,28 @@ def decode_loss_case(shape: Shape) -> Case:
     return Case("decode + loss, both ways", shape, lambda: decode_loss(made, made.x), bound, 18, scores(shape))
 
 
+def hierarchical_case(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """Both ways, for the budgets 1 to K, or J of them."""
+    made, count = layer(shape, dtype), int(shape.get("J", shape["K"]))
+    cuts, weights = empty(count, dtype=torch.int64), empty(count, dtype=torch.float32)
+    inputs = (made.values, made.indices, made.w_dec, made.b_dec, made.x)
+
+    def run() -> Any:
+        last = (cuts, weights, None, None, None)
+        loss, x_hat = library.kernels("hierarchical_loss").hierarchical_loss(*inputs, *last)
+        kernel = library.kernels("hierarchical_loss_backward").hierarchical_loss_backward
+        return loss, x_hat, *kernel(loss, *inputs, x_hat, *last, [True, True, True, False])
+
+    # The loss; S from all residuals, a row a cut; the sums of S over each latent's codes.
+    forward = Bound(made.codes + made.used + size(made.b_dec, made.x, made.x), l2=made.rows)
+    upstream = Bound(made.codes + made.used + size(made.x), l2=made.rows * (1 + count / made.k))
+    latents = Bound(size(made.values, made.w_dec, made.b_dec), l2=made.rows)
+    bound = forward._replace(then=(upstream, latents))
+    passed = 2 * size(made.x) * count  # S written and read: memory need not see it, but must not see more
+    moves = 1.6 * (bound.moved() + passed) / bound.moved()
+    return Case("hierarchical_loss, both ways", shape, run, bound, 100, scores(shape), 1.5, 4 * EXTRA, moves)
+
+
 def adam_case(shape: Shape) -> Case:
     latents, width = int(shape["F"]), int(shape["D"])
     tensors = [empty(latents, width, dtype=torch.float32) for _ in range(4)]
@@ -329,6 +351,7 @@ def goal_cases() -> list[Case]:
         *map(encode_backward_case, CODES),
         *map(decode_case, CODES),
         *map(decode_loss_case, CODES),
+        *(hierarchical_case(shape | budgets) for shape in CODES for budgets in ({}, {"J": 8})),
         adam_case({"F": 65536, "D": 2304}),
         train_step_case(CODES[1]),
         nearest_case({"F": 16384, "D": 768}),
@@ -336,13 +359,13 @@ def goal_cases() -> list[Case]:
 
 
 def table(lines: Iterable[Line]) -> str:
-    head = f"{'op':<26}{'shape':<28}{'MB':>8}{'bound':>8}{'ratio':>7}{'GFLOP':>9}{'launches':>9}{'largest MB':>11}"
+    head = f"{'op':<29}{'shape':<28}{'MB':>8}{'bound':>8}{'ratio':>7}{'GFLOP':>9}{'launches':>9}{'largest MB':>11}"
     text = [f"{head}{'ms':>8}{'bound':>8}  roof"]
     for line in lines:
         largest = line.record.largest()
         bound, work = line.case.bound, sum(c.matrix + c.vector for c in line.costs)
         text.append(
-            f"{line.case.op:<26}{words(line.case.shape):<28}{line.moved / 1e6:>8.0f}{bound.moved() / 1e6:>8.0f}"
+            f"{line.case.op:<29}{words(line.case.shape):<28}{line.moved / 1e6:>8.0f}{bound.moved() / 1e6:>8.0f}"
             f"{line.ratio:>7.2f}{work / 1e9:>9.1f}{line.launches:>9}"
             f"{0 if largest is None else largest.nbytes / 1e6:>11.1f}"
             f"{1e3 * line.seconds:>8.3f}{1e3 * bound.seconds(line.roofs):>8.3f}  {line.roof}"

@@ -25,7 +25,9 @@ BLOCK = 1024  # codes a program whose dots are added over the slices
 @triton.jit
 def _owner(code, entries, indices, segments, exists):
     """The latent of a code, by its place in the order, and the latent's segment."""
-    entry = tl.load(entries + code, mask=exists, other=0)
+    entry = code
+    if entries is not None:
+        entry = tl.load(entries + code, mask=exists, other=0)
     latent = tl.load(indices + entry, mask=exists, other=0)
     begin = tl.load(segments + latent, mask=exists, other=0)
     end = tl.load(segments + latent + 1, mask=exists, other=0)
@@ -34,13 +36,13 @@ def _owner(code, entries, indices, segments, exists):
 
 @triton.jit(do_not_specialize=["nnz", "overflow"])
 def segment_kernel(
-    entries,  # [nnz] int32
+    entries,  # [nnz] int32; or None: what belongs to codes is in this order itself
     segments,  # [F+1] int32
     positions,  # [F] int32: the output row of a latent, latents without codes left out; or None: row f
     indices,  # [nnz] int64
-    row_table,  # [nnz] int32: the row of a code; or None: K codes a row
+    row_table,  # [nnz] int32: the row of a code, −1 for a row of zeros; or None: K codes a row
     coefficients,  # [nnz]
-    rows,  # [B, D]
+    rows,  # [B, stride]
     shift,  # [D], subtracted from every row, or None
     weight,  # [F, D]; read only for dots
     row_sums,  # [F or fewer, D] out: Σ coefficient · (row − shift); or None
@@ -50,6 +52,8 @@ def segment_kernel(
     dots,  # [slices, nnz] float32 out: ⟨row, weight[latent]⟩ over a slice, in storage order; or None
     K,
     D,
+    width,  # columns of `rows`, D of them or a slice; then all pointers but `rows` are to the slice's first column
+    stride,
     nnz,
     overflow,
     CHUNK: tl.constexpr,
@@ -58,7 +62,7 @@ def segment_kernel(
 ):
     program = tl.program_id(0)  # overflow programs come first: the long work starts early
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
+    inside = columns < width
     leads = program >= overflow
     at = (program + 1) * CHUNK  # where an overflow program begins
     latent, begin, end = _owner(at, entries, indices, segments, ~leads)
@@ -82,14 +86,16 @@ def segment_kernel(
     for start in range(first, last, TILE):
         codes = start + tl.arange(0, TILE)
         active = codes < last
-        entry = tl.load(entries + codes, mask=active, other=0)
+        entry = codes
+        if entries is not None:
+            entry = tl.load(entries + codes, mask=active, other=0)
         if row_table is not None:
-            row = tl.load(row_table + entry, mask=active, other=0)
+            row = tl.load(row_table + entry, mask=active, other=-1)
         else:
-            row = entry // K
-        mask = active[:, None] & inside[None, :]
-        tile = tl.load(rows + row.to(tl.int64)[:, None] * D + columns[None, :], mask=mask, other=0.0)  # [TILE, BLOCK_D]
-        tile = tile.to(tl.float32)
+            row = tl.where(active, entry // K, -1)
+        mask = (row >= 0)[:, None] & inside[None, :]
+        place = rows + row.to(tl.int64)[:, None] * stride + columns[None, :]  # [TILE, BLOCK_D]
+        tile = tl.load(place, mask=mask, other=0.0).to(tl.float32)
         if dots is not None:
             tl.store(dots + tl.program_id(1).to(tl.int64) * nnz + entry, tl.sum(tile * own[None, :], 1), mask=active)
         if row_sums is not None or sums is not None:
@@ -221,7 +227,7 @@ def segment_gradients(
     with torch.cuda.device_of(rows):
         segment_kernel[grid](
             entries, segments, positions, indices, table, coefficients, rows, shift, weight, row_sums, row_partials,
-            sums, sum_partials, dots, codes_per_row, width, num_codes, overflow, CHUNK, TILE, cut.BLOCK_D,
+            sums, sum_partials, dots, codes_per_row, width, width, width, num_codes, overflow, CHUNK, TILE, cut.BLOCK_D,
             num_warps=cut.num_warps,
         )  # fmt: skip
         if overflow and (row_sums is not None or sums is not None):
@@ -262,8 +268,8 @@ def _form(name: str, width: int, part: str) -> Form:
     else:
         signature |= {"shift": pointer, "sums": pointer, "sum_partials": wide}
         absent = ("positions", "row_table", "weight", "dots")
-    aligned = (*signature, "D")
-    signature |= dict.fromkeys(("K", "D", "nnz", "overflow"), "i32")
+    aligned = (*signature, "D", "width", "stride")
+    signature |= dict.fromkeys(("K", "D", "width", "stride", "nnz", "overflow"), "i32")
     constants = dict.fromkeys(absent) | {"CHUNK": CHUNK, "TILE": TILE, "BLOCK_D": cut.BLOCK_D}
     return Form(segment_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=128)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saekern.bench import gpu, gpu_benches, gpu_times, record
+from saekern.bench import gpu, gpu_benches, gpu_hierarchical, gpu_times, record
 from saekern.bench.common import Goal, Run, WrongAnswer, verify, words
 from saekern.bench.gpu_problems import Dictionaries, Layer, check_decode, check_encode, check_nearest
 from saekern.bench.gpu_shapes import BENCHES, GRID
@@ -147,6 +147,21 @@ def test_checks_refuse_what_is_wrong():
     a, index, b, back = answer[0]
     with pytest.raises(WrongAnswer, match="index: not the nearest"):
         check_nearest(pairs, [(a, index.roll(1), b, back)])
+
+
+@pytest.mark.parametrize("budgets", [{}, {"J": 2}])
+def test_hierarchical_check_refuses_what_is_wrong(budgets):
+    made = layer(**budgets)
+    run = gpu_hierarchical.setup(made, "torch")
+    verify(run)
+    run.prepare()
+    loss, grad_values, grad_weight = run.call()
+    hot = int(made.codes[1].flatten().bincount().argmax())
+    off = {"loss": (1.001 * loss, grad_values, grad_weight), "values": (loss, 1.1 * grad_values, grad_weight)}
+    off["latent"] = (loss, grad_values, grad_weight.index_fill(0, torch.tensor(hot), 0))
+    for name, answer in off.items():
+        with pytest.raises(WrongAnswer, match=name):
+            run.check(answer)
 
 
 def test_hot_codes_are_hot():

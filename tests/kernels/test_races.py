@@ -9,6 +9,8 @@ import torch
 from races import Race, watched
 
 from saekern.kernels import adam_step, decode, decode_backward, group_maxima, nearest, nearest_top
+from saekern.kernels import hierarchical_loss as hierarchical
+from saekern.kernels import hierarchical_loss_backward as hierarchical_backward
 from saekern.kernels import topk_encode as encoder
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="watches Triton's interpreter")
@@ -52,6 +54,18 @@ def test_decode():
     with watched():
         decode.decode(values, indices, weight, None, None)
         decode_backward.decode_backward(torch.randn(300, 33), values, indices, weight, None, None, None, [True] * 3)
+
+
+@pytest.mark.parametrize("cuts", [[1, 3], [1, 2, 3, 4, 5]])
+def test_hierarchical_loss(cuts, monkeypatch):
+    """Planted: the inner products of the slices added in place; S stored for codes before a row's first. Caught."""
+    monkeypatch.setattr(hierarchical_backward, "BUFFER", 1000)  # two slices
+    indices = torch.randint(2, (40, 5))  # split into several chunks a latent
+    inputs = (torch.randn(40, 5), indices, torch.randn(9, 50), None, torch.randn(40, 50))
+    last = (torch.tensor(cuts), torch.ones(len(cuts)), None, None, None)
+    with watched():
+        loss, x_hat = hierarchical.hierarchical_loss(*inputs, *last)
+        hierarchical_backward.hierarchical_loss_backward(loss, *inputs, x_hat, *last, [True] * 4)
 
 
 def test_adam_step():
