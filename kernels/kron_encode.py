@@ -1,5 +1,5 @@
-"""The Kronecker encoder: pre-latents u = ⟨x − pre_bias, weight_p⟩ + bias_p and v, a cache-sized chunk of heads at a time
-and, while the chunk is in L2, the k largest products u·v of each row (kron_select.py). No [B, F] matrix.
+"""The Kronecker encoder: pre-latents u = ⟨x − pre_bias, weight_p⟩ + bias_p and v, a cache-sized chunk of heads at a
+time, and, while the chunk is in L2, the k largest products u·v of each row (kron_select.py). No [B, F] matrix.
 
 Pre-latents come from one matrix product a chunk, whose weights stand side by side for it (two products of a third and
 two thirds of a chunk would leave multiprocessors idle in each). bfloat16 and float16: float32 sums, and the pre-bias
@@ -30,8 +30,8 @@ class Plan(NamedTuple):
     rows: int  # of x in flight
     heads: int  # a chunk
     whole: bool  # one chunk: two products straight from the weights
-    q_at: int  # where the q's of a packed chunk begin
-    columns: int  # of a packed chunk
+    q_at: int  # where the v's of a chunk begin
+    columns: int  # of a chunk
     row_blocks: int
     chunks: int
 
@@ -148,13 +148,13 @@ def _streamed(x: Tensor, w: Weights, activation: str, eps: float, allowed: Tenso
         selections.append(_selection(chosen.rows, k_aux, allowed, heads, padding, aux))
     scratch = torch.empty(chosen.rows, kron_select.blocks(w.m, w.n)[2], dtype=torch.int32, device=device)
     scores = torch.empty(chosen.rows * chosen.columns, device=device)
-    # What lies between the p's and the q's is multiplied too, and not looked at.
-    packed = None if chosen.whole else torch.zeros(chosen.columns, width, dtype=x.dtype, device=device)
+    packed = None if chosen.whole else torch.empty(chosen.columns, width, dtype=x.dtype, device=device)
+    pad = None if chosen.whole else torch.zeros(ALIGN - 1, width, dtype=x.dtype, device=device)
     for row in range(0, batch, chosen.rows):
         rows = x[row : row + chosen.rows]
         for first in range(0, w.heads, chosen.heads):
             heads = min(chosen.heads, w.heads - first)
-            p, q = _prelatents(rows, w, chosen, first, heads, scores, packed)
+            p, q = _prelatents(rows, w, chosen, first, heads, scores, packed, pad)
             p_shift = None if w.p_shift is None else w.p_shift[first * w.m :]
             q_shift = None if w.q_shift is None else w.q_shift[first * w.n :]
             for s in selections:
@@ -163,8 +163,8 @@ def _streamed(x: Tensor, w: Weights, activation: str, eps: float, allowed: Tenso
             kron_select.finish(s, row, rows.shape[0], eps, activation == "mand", activation == "product")
 
 
-def _prelatents(rows: Tensor, w: Weights, chosen: Plan, first: int, heads: int, scores: Tensor, packed) -> tuple:
-    """u [rows, heads · M] and v without their shifts, in `scores`; of `packed` the columns between them are idle."""
+def _prelatents(rows: Tensor, w: Weights, chosen: Plan, first: int, heads: int, scores: Tensor, packed, pad) -> tuple:
+    """u [rows, heads · M] and v without their shifts, in `scores`, every row of them from a multiple of ALIGN on."""
     count = rows.shape[0]
     p, q = w.p[first * w.m : (first + heads) * w.m], w.q[first * w.n : (first + heads) * w.n]
     if packed is None:
@@ -173,11 +173,12 @@ def _prelatents(rows: Tensor, w: Weights, chosen: Plan, first: int, heads: int, 
         _multiply(rows, p, w.pre_bias, p_out)
         _multiply(rows, q, w.pre_bias, q_out)
         return p_out, q_out
-    packed[: p.shape[0]].copy_(p)
-    packed[chosen.q_at : chosen.q_at + q.shape[0]].copy_(q)
-    out = scores[: count * chosen.columns].view(count, -1)
-    _multiply(rows, packed, w.pre_bias, out)
-    return out, out[:, chosen.q_at :]
+    q_at, columns = _padded(heads, w.m, w.n)
+    both = packed[:columns]
+    torch.cat([p, pad[: q_at - p.shape[0]], q, pad[: columns - q_at - q.shape[0]]], out=both)
+    out = scores[: count * columns].view(count, -1)
+    _multiply(rows, both, w.pre_bias, out)
+    return out, out[:, q_at:]
 
 
 def _selection(rows: int, k: int, allowed, allowed_heads, padding, outs: tuple[Tensor, ...]) -> Selection:

@@ -136,15 +136,12 @@ def kron_encode_backward(
 
 def forms() -> list[Form]:
     made = [_slope("bf16", 4, 8, True, False), _slope("fp32", 3, 5, True, True), _slope("bf16", 4, 8, False, False)]
-    # Coefficients are float32 whatever the rows are.
-    for form in segments_of.forms():
-        if form.kernel is segments_of.segment_kernel and form.signature["rows"] == "*bf16" and form.signature.get("sums"):
-            made.append(form._replace(signature=form.signature | {"coefficients": "*fp32", "sums": "*fp32"}))
-    made += [
-        form._replace(signature=form.signature | {"values": "*fp32"})
-        for form in decoder.forms()
-        if form.signature["weight"] == "*bf16" and "offsets" in form.constants
-    ][:1]
+    # Coefficients and the biases' sums are float32 whatever the rows are.
+    wide = dict.fromkeys(("coefficients", "sums", "values"), "*fp32")
+    for form in (*segments_of.forms(), *decoder.forms()[:2]):
+        names = set(form.signature) & set(wide)
+        if ("sums" in names and form.kernel is segments_of.segment_kernel) or "values" in names:
+            made.append(form._replace(signature=form.signature | {name: wide[name] for name in names}))
     return made
 
 

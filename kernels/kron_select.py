@@ -106,7 +106,7 @@ def kron_select_kernel(
         else:
             best = tl.where((p_high > 0) & (q_high > 0), best, 0.0)
         bound = order_key(best)
-        if allowed is None:
+        if allowed is None:  # noqa: SIM102 (known at compile time, the other is not)
             if first + start == 0:
                 sure = tl.where(exists & tame, bound, LOWEST)
                 threshold = tl.maximum(kth_largest(sure, K), LOWEST + 1) - 1

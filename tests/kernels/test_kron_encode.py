@@ -1,4 +1,4 @@
-"""The Triton Kronecker encoder against float64 brute force and, where integers make every product exact, equal to it."""
+"""The Triton Kronecker encoder against float64 brute force, and equal to it where integers make every product exact."""
 
 import itertools
 
@@ -14,8 +14,8 @@ from saekern.kernels.streaming_select import LARGEST_K, SUB
 ACTIVATIONS = ["mand", "relu", "product"]
 SHAPES = [  # B, D, M, N, H, K
     (1, 1, 1, 1, 1, 1),
-    (3, 5, 3, 5, 7, 105),
-    (5, 37, 3, 5, 7, 16),
+    (2, 5, 3, 5, 7, 105),
+    (3, 37, 3, 5, 7, 16),
     (2, 20, 1, 8, 40, 9),
     (2, 20, 6, 1, 40, 1),
     (1, 9, 40, 37, 1, 12),
@@ -135,17 +135,18 @@ def assert_exact(got, problem, activation, eps=0.0, dead=None):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exact(device, shape, activation):
     batch, width, m, n, heads, k = shape
-    for dtype in (torch.float32, torch.bfloat16):
-        made = problem(batch, width, m, n, heads, dtype)
-        if (dtype == torch.float32) == (activation == "relu"):
-            made = (*made[:3], None, None, None)
-        got = encode(device, made, k, activation)
-        assert got[0].dtype == dtype
-        assert_exact(got[:4], made, activation)
+    dtype = torch.bfloat16 if (k + len(activation)) % 2 else torch.float32  # either, for every activation
+    made = problem(batch, width, m, n, heads, dtype)
+    if m == n or k == 9:
+        made = (*made[:3], None, None, None)
+    got = encode(device, made, k, activation)
+    assert got[0].dtype == dtype
+    assert_exact(got[:4], made, activation)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "activation"), zip([torch.float32, torch.bfloat16, torch.float16], ACTIVATIONS, strict=True)
+)
 def test_ties_go_to_the_smaller_latent(device, dtype, activation):
     """Integers: many ties, at the k-th and within, across heads, chunks and blocks of heads; the dead as well."""
     made = problem(2, 4, 3, 5, 40, dtype, integer=True)
@@ -185,25 +186,25 @@ def test_special_values(device, activation):
     made[3][70, 1] = torch.nan
     made[3][60, 0], made[4][30, 1] = torch.inf, -torch.inf
     made[4][60] = torch.tensor([0.0, 2.0]) - (made[0] - made[5])[1] @ made[2][60].T  # v = 0 and 2 in row 1
-    for k in (1, 7, 30):
+    for k in (1, 30):
         assert_same(encode(device, made, k, activation)[:4], brute(made, k, activation))
 
 
 @pytest.mark.parametrize("dead_share", [0.0, 0.01, 0.4, 1.0])
 def test_aux_is_the_top_of_the_dead(device, dead_share):
-    made = problem(3, 17, 4, 3, 50)
+    made = problem(2, 17, 4, 3, 50)
     dead = torch.rand(600) < dead_share
-    for activation, eps in (("mand", 0.1), ("product", 0.0)):
-        got = encode(device, made, 9, activation, eps, dead, 57)
-        assert_exact(got[:4], made, activation, eps)
-        aux = got[4:8]
-        count = min(57, int(dead.sum()))
-        if count:
-            assert_exact(aux, made, activation, eps, dead)
-        assert bool(dead[aux[1][:, :count]].all())
-        assert not any(t[:, count:].any() for t in (aux[0], aux[2], aux[3]))
-        live = (~dead).nonzero().flatten()[: 57 - count]
-        assert torch.equal(aux[1][:, count:], live.expand(3, -1))
+    activation, eps = ("product", 0.0) if dead_share == 0.4 else ("mand", 0.1)
+    got = encode(device, made, 9, activation, eps, dead, 57)
+    assert_exact(got[:4], made, activation, eps)
+    aux = got[4:8]
+    count = min(57, int(dead.sum()))
+    if count:
+        assert_exact(aux, made, activation, eps, dead)
+    assert bool(dead[aux[1][:, :count]].all())
+    assert not any(t[:, count:].any() for t in (aux[0], aux[2], aux[3]))
+    live = (~dead).nonzero().flatten()[: 57 - count]
+    assert torch.equal(aux[1][:, count:], live.expand(2, -1))
 
 
 def test_k_beyond_the_lists(device, monkeypatch):
@@ -220,15 +221,14 @@ def test_several_row_blocks(device, monkeypatch):
     """The second block's rows must not see the first one's lists, and the last one has fewer."""
     monkeypatch.setattr(kron_encode, "ROWS", 2)
     monkeypatch.setattr(kron_encode, "TILE", (2, 128))
-    for dtype in (torch.float32, torch.bfloat16):
-        made = problem(5, 4, 3, 5, 40, dtype)
-        p = plan(5, 40, 3, 5, 3, 0)
-        assert (p.rows, p.row_blocks, p.whole) == (2, 3, False)
-        assert_exact(encode(device, made, 3)[:4], made, "mand")
+    made = problem(5, 4, 3, 5, 40)
+    p = plan(5, 40, 3, 5, 3, 0)
+    assert (p.rows, p.row_blocks, p.whole) == (2, 3, False)
+    assert_exact(encode(device, made, 3)[:4], made, "mand")
 
 
 def test_same_bits_again_and_for_other_strides(device):
-    made = problem(5, 30, 3, 5, 40)
+    made = problem(2, 30, 3, 5, 40)
     want = encode(device, made, 8, order=True)
     strided = [t.new_zeros(*t.shape, 2) for t in made]
     for wide, t in zip(strided, made, strict=True):
@@ -262,8 +262,8 @@ def test_plan(monkeypatch):
                 assert p.q_at % 16 == p.columns % 16 == 0
                 assert p.q_at >= p.heads * m
                 assert p.columns >= p.q_at + p.heads * n
-                words = p.rows * (p.columns + 4 * (kron_select.capacity(k) + (kron_select.capacity(k_aux) if k_aux else 0)))
-                assert p.heads == 1 or 4 * words <= 70e6
+                slots = sum(kron_select.capacity(size) for size in (k, k_aux) if size)
+                assert p.heads == 1 or 4 * p.rows * (p.columns + 4 * slots) <= 70e6
     p = plan(8192, 2048, 4, 8, 64, 0)
     assert (p.rows, p.heads, p.columns) == (8192, 84, 1008)
 

@@ -8,7 +8,16 @@ import pytest
 import torch
 from races import Race, watched
 
-from saekern.kernels import adam_step, decode, decode_backward, group_maxima, nearest, nearest_top
+from saekern.kernels import (
+    adam_step,
+    decode,
+    decode_backward,
+    group_maxima,
+    kron_encode,
+    kron_encode_backward,
+    nearest,
+    nearest_top,
+)
 from saekern.kernels import topk_encode as encoder
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="watches Triton's interpreter")
@@ -37,6 +46,17 @@ def test_topk_encode(path, monkeypatch):
         encoder.topk_encode(x, weight, bias, 20, None, True, dead, 0 if dead is None else 7, False)
         if path == "screen":
             encoder.topk_encode(x, torch.ones_like(weight) + 1e-7, bias, 20, None, True, None, 0, False)  # overflows
+
+
+def test_kron_encode(monkeypatch):
+    """Several chunks and blocks of heads; products that ascend, so that lists are cut."""
+    monkeypatch.setattr(kron_encode, "TILES", {9: 1})
+    x, weight_p, weight_q = torch.tensor([[1.0]]), torch.arange(1.0, 145).sqrt().view(72, 2, 1), torch.ones(72, 3, 1)
+    inputs = x, weight_p, weight_q, None, None
+    with watched():
+        got = kron_encode.kron_encode(*inputs, 20, None, "mand", 0.0, torch.arange(432) % 3 > 0, 7, False)
+        grad = torch.randn(1, 20)
+        kron_encode_backward.kron_encode_backward(grad, *got[1:4], *inputs[:3], None, "mand", 0.0, [True] * 6)
 
 
 def test_nearest():
