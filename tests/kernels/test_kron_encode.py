@@ -134,6 +134,8 @@ def assert_exact(got, problem, activation, eps=0.0, dead=None):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exact(device, shape, activation):
+    """Planted: heads beyond the last counted for the first bound; the product of the two smallest left out; of two
+    negative factors not 0; a chunk's shift not moved on; u and v left behind when a list is cut; all caught."""
     batch, width, m, n, heads, k = shape
     dtype = torch.bfloat16 if (k + len(activation)) % 2 else torch.float32  # either, for every activation
     made = problem(batch, width, m, n, heads, dtype)
@@ -148,7 +150,9 @@ def test_exact(device, shape, activation):
     ("dtype", "activation"), zip([torch.float32, torch.bfloat16, torch.float16], ACTIVATIONS, strict=True)
 )
 def test_ties_go_to_the_smaller_latent(device, dtype, activation):
-    """Integers: many ties, at the k-th and within, across heads, chunks and blocks of heads; the dead as well."""
+    """Integers: many ties, at the k-th and within, across heads and chunks; the dead as well.
+
+    Planted: the first bound taken for a threshold itself; caught."""
     made = problem(2, 4, 3, 5, 40, dtype, integer=True)
     dead = torch.rand(40 * 15) < 0.3
     for k in (1, 50):
@@ -180,7 +184,9 @@ def test_rows_with_fewer_active_pairs_than_k(device, eps):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_special_values(device, activation):
     """NaN is largest, whatever the other factor; infinities order as numbers do, and ∞ · 0 is NaN where the score is
-    signed, 0 elsewhere."""
+    signed, 0 elsewhere.
+
+    Planted: heads with NaN or ∞ held to their bound; NaN times a negative factor 0; caught."""
     made = list(problem(4, 3, 3, 2, 90, integer=True))
     made[0][0, 0] = torch.nan
     made[3][70, 1] = torch.nan
@@ -190,8 +196,31 @@ def test_special_values(device, activation):
         assert_same(encode(device, made, k, activation)[:4], brute(made, k, activation))
 
 
+@pytest.mark.parametrize("signs", [(-50, 50), (50, -50)])
+def test_all_products_negative(device, signs):
+    """The largest of a head is then the largest factor of one side times the smallest of the other.
+
+    Planted: these two products left out; caught."""
+    made = list(problem(2, 4, 3, 2, 90, integer=True))
+    for at, sign in zip((3, 4), signs, strict=True):
+        made[at] += sign
+    assert_same(encode(device, made, 20, "product")[:4], brute(made, 20, "product"))
+
+
+@NOT_FINITE
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_infinite_factor_without_a_partner(device, activation):
+    """Head 20 has u = ∞ and no v > 0: it scores 0, or −∞, and bounds nobody.
+
+    Planted: its bound, NaN, counted for the first one; caught."""
+    made = list(problem(1, 4, 3, 2, 90, integer=True))
+    made[3][20], made[4][20] = torch.inf, -99.0
+    assert_same(encode(device, made, 1, activation)[:4], brute(made, 1, activation))
+
+
 @pytest.mark.parametrize("dead_share", [0.0, 0.01, 0.4, 1.0])
 def test_aux_is_the_top_of_the_dead(device, dead_share):
+    """Planted: live latents of a dead one's head let in; values in the padding; caught."""
     made = problem(2, 17, 4, 3, 50)
     dead = torch.rand(600) < dead_share
     activation, eps = ("product", 0.0) if dead_share == 0.4 else ("mand", 0.1)

@@ -73,6 +73,8 @@ def check(got, made, activation, eps):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients(device, shape, kind):
+    """Planted: the mask where both factors are ≤ 0 only; no eps under the root; the pre-bias not subtracted; rows of
+    weight_p for v in the gradient to x; all caught."""
     made = problem(device, *shape, dtype=torch.float32 if shape[0] % 2 else torch.bfloat16)
     made = (*made[:7], None) if kind[0] == "relu" else made
     check(kron_encode_backward(*made, *kind, ALL), made, *kind)
@@ -106,7 +108,9 @@ def test_the_forward_pass_and_back(device):
 
 
 def test_tiny_factors_and_nan(device):
-    """u v underflows where its root does not; NaN passes the mask, as in ReLU."""
+    """u v underflows where its root does not; NaN passes the mask, as in ReLU.
+
+    Planted: the root of the product; a mask that stops NaN; both caught."""
     made = problem(device, 2, 5, 2, 2, 3, 3)
     made[2][:], made[3][:] = 1e-30, 4e-30
     check(kron_encode_backward(*made, "mand", 0.0, ALL), made, "mand", 0.0)

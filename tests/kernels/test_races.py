@@ -1,6 +1,6 @@
 """No kernel lets a thread load what another has just stored without a barrier between, nor the like (tests/races.py).
 
-Planted: each barrier of streaming_select, topk_screen and group_maxima left out, one at a time; all caught."""
+Planted: each barrier of streaming_select, topk_screen, group_maxima and kron_select left out, one at a time; all caught."""
 
 import os
 
@@ -15,6 +15,7 @@ from saekern.kernels import (
     group_maxima,
     kron_encode,
     kron_encode_backward,
+    kron_select,
     nearest,
     nearest_top,
 )
@@ -49,12 +50,15 @@ def test_topk_encode(path, monkeypatch):
 
 
 def test_kron_encode(monkeypatch):
-    """Several chunks and blocks of heads; products that ascend, so that lists are cut."""
+    """Several chunks and blocks of heads; products that ascend, so that lists are cut, and that descend, so that a
+    chunk brings nothing."""
     monkeypatch.setattr(kron_encode, "TILES", {9: 1})
+    monkeypatch.setattr(kron_select, "MOST_HEADS", 16)
     x, weight_p, weight_q = torch.tensor([[1.0]]), torch.arange(1.0, 145).sqrt().view(72, 2, 1), torch.ones(72, 3, 1)
     inputs = x, weight_p, weight_q, None, None
     with watched():
         got = kron_encode.kron_encode(*inputs, 20, None, "mand", 0.0, torch.arange(432) % 3 > 0, 7, False)
+        kron_encode.kron_encode(x, weight_p.flip(0), weight_q, None, None, 3, None, "mand", 0.0, None, 0, False)
         grad = torch.randn(1, 20)
         kron_encode_backward.kron_encode_backward(grad, *got[1:4], *inputs[:3], None, "mand", 0.0, [True] * 6)
 
