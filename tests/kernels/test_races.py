@@ -1,6 +1,6 @@
 """No kernel lets a thread load what another has just stored without a barrier between, nor the like (tests/races.py).
 
-Planted: each barrier of streaming_select, topk_screen, group_maxima, kron_select left out, one at a time; all caught."""
+Planted: each barrier of streaming_select, topk_screen, group_maxima, kron_select left out, one by one; all caught."""
 
 import os
 
