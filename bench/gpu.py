@@ -38,7 +38,7 @@ PARTS = (
     Part("train and resume", "gpu_checks", ("train", "--timeout", "50"), 60),
     *(
         Part(f"{op}, goal shapes", "gpu_times", (op,), 90)
-        for op in ("topk_encode", "decode", "train_step", "nearest", "adam_step")
+        for op in ("topk_encode", "decode", "train_step", "nearest", "kron_encode", "adam_step")
     ),
     Part("sanitizer", "gpu_checks", ("sanitizer", "--timeout", "80"), 90),
     Part("tests on the device", "gpu_checks", ("tests", "--timeout", "120"), 125),

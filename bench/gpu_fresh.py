@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from saekern import reference
 from saekern.bench import gpu_hierarchical
 from saekern.bench.common import Absent, Run, WrongAnswer, expect_close, expect_same, sum_bound
+from saekern.bench.gpu_kron import Kron, backward, check_kron_encode
 from saekern.bench.gpu_problems import Dictionaries, Layer, check_encode, check_nearest
 from saekern.bench.roofline import cuda
 
@@ -109,6 +110,17 @@ def nearest(layer: Layer) -> Run:
     return Run(run, lambda got: check_nearest(problem, [got]))
 
 
+def kron(layer: Layer) -> Kron:
+    """As many latents as the layer has, about, in heads of 3 × 5."""
+    shape = {name: layer.shape[name] for name in ("B", "D", "K", "seed")}
+    return Kron(shape | {"H": len(layer.w_dec) // 15, "M": 3, "N": 5}, layer.device, layer.x.dtype)
+
+
+def kron_encode(layer: Layer) -> Run:
+    problem = kron(layer)
+    return Run(lambda: problem.encode(order=True), lambda got: check_kron_encode(problem, got[0], got[1]))
+
+
 CHECKED: dict[str, Callable[[Layer], Run]] = {
     "topk_encode": encode,
     "topk_encode backward": encode_backward,
@@ -116,6 +128,8 @@ CHECKED: dict[str, Callable[[Layer], Run]] = {
     "loss": loss,
     "hierarchical_loss": gpu_hierarchical.fresh,
     "nearest": nearest,
+    "kron_encode": kron_encode,
+    "kron_encode backward": lambda layer: backward(kron(layer)),
 }
 
 

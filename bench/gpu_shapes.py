@@ -9,6 +9,7 @@ import torch
 from saekern.bench import gpu_benches as benches
 from saekern.bench import gpu_hierarchical, roofline
 from saekern.bench.common import Bench, Goal, Shape
+from saekern.bench.gpu_kron import Kron, kron_setup
 from saekern.bench.gpu_problems import Dictionaries, Layer
 from saekern.bench.peers import PEERS
 from saekern.bench.roofline import Bound
@@ -111,6 +112,11 @@ BENCHES = (
         {"S": 2, "F": 21, "D": 32}, ("saekern", "torch", "torch bf16"), Dictionaries, benches.nearest_setup,
         benches.nearest_bound,
         (Goal((), at_most=4000, only={"S": 96}), Goal(("torch",), faster=1, only={"S": 4})), "float32", (1, 20),
+    ),
+    made(
+        "kron_encode", "forward", list(roofline.KRON), 2, {"B": 6, "D": 32, "H": 9, "M": 3, "N": 5, "K": 4},
+        ("saekern", "torch", "torch.compile", "gemm"), Kron, kron_setup, benches.bound(roofline.kron_encode_case),
+        (Goal(("gemm",), within=1.3), Goal((), at_most=100e6 / 2**20, metric="peak_mib")),
     ),
     made(
         "adam_step", "projection, Adam, norm", [{"F": 65536, "D": 2304}], 1, {"F": 48, "D": 32},

@@ -25,6 +25,8 @@ ASSUMPTIONS = {
     "shift": "the chunk of biases that all rows of a selection read stays in L1",
     "screened": "a bound on bf16 scores leaves two float32 candidates a winner, read from memory; no list overflows",
     "groups of scores": "the k-th largest group maximum is reached by 1.15 k groups of a row",
+    "heads": "the k-th largest bound of a chunk's heads is reached by 1.3 k products; of the heads after the first h,"
+    " k / h beat a row's threshold, and one product of each",
     "groups": "1.1 groups of 8 a row are scored again to find its nearest",
     "hot": "latents firing on 30 % of the rows are few (8): the float32 partial sums of their chunks are counted, not"
     " the worst case that the buffer is made for",

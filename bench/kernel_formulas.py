@@ -151,6 +151,26 @@ def group_select(step: Step, roofs: Roofs) -> Cost:
     return Cost(rows * groups * 4.0 + picked, rows * (groups * 4.0 + step["K"] * 8.0), vector=34.0 * rows * groups)
 
 
+def kron_select(step: Step, roofs: Roofs) -> Cost:
+    """ASSUMPTIONS["scores"], ["shift"], ["heads"]: all pre-latents of the chunk once, those of expanded heads again."""
+    k, first, heads, m, n = (step[name] for name in ("K", "first", "heads", "M", "N"))
+    rows = step.grid[0]
+    read = 4.0 * rows * heads * (m + n)
+    resident = 4.0 * rows * step["p_stride"] <= roofs.l2_usable
+    expanded = rows * min(heads, 1.3 * k if first == 0 else k * heads / first)
+    fresh = rows * min(heads * m * n, k * 1.3 if first == 0 else k * heads / first)
+    kept, memory = fresh * 4.0 * step["PLANES"], 0.0 if resident else read
+    again = expanded * (4.0 * (m + n) + 4.0)
+    vector = rows * heads * (m + n + 40.0) + expanded * m * n * 20.0
+    return Cost(memory + rows * 8.0, kept + rows * 8.0, read - memory + again, vector=vector)
+
+
+def kron_finish(step: Step, roofs: Roofs) -> Cost:
+    rows, k = step.grid[0], step["K"]
+    written = rows * k * (step["values"].itemsize + 16.0)
+    return Cost(rows * k * 16.0, written, vector=64.0 * rows * step["CAPACITY"])
+
+
 def finish(step: Step, roofs: Roofs) -> Cost:
     rows, k, values = step.grid[0], step["K"], step["values"]
     return Cost(rows * k * 8.0, rows * k * (values.itemsize + 8.0), vector=64.0 * rows * step["CAPACITY"])
@@ -220,6 +240,9 @@ KERNELS: dict[str, Callable[[Step, Roofs], Cost]] = {
     "score_maxima_kernel": score_maxima,
     "group_select_kernel": group_select,
     "finish_kernel": finish,
+    "kron_select_kernel": kron_select,
+    "kron_finish_kernel": kron_finish,
+    "kron_slope_kernel": streamed(("du", "dv", "p_index", "q_index"), work=16),
     "shift_kernel": streamed(("shift",), work=2),
     "round_kernel": streamed(("rounded", "norms", "residuals"), work=6),
     "rescore_kernel": rescore,

@@ -24,6 +24,7 @@ from saekern.bench.kernel_formulas import cost
 from saekern.bench.recorder import Record, recorded
 from saekern.ops import library
 
+KRON_BACKWARD = 1.6  # instead, for kron_encode: two orders of the codes, made here, and float32 coefficients
 SLACK = 1.3  # bytes moved / bytes of the lower bound
 EXTRA = 100e6  # bytes that an encoder may allocate beside its answer
 
@@ -338,8 +339,75 @@ def nearest_case(shape: Shape) -> Case:
     return Case("nearest, one pair", shape, lambda: cuda("nearest")(a, b), bound, 20, latents**2, 1.68)
 
 
+class KronLayer(NamedTuple):
+    """The tensors of one Kronecker encoder, and codes of it."""
+
+    x: Tensor
+    weight_p: Tensor
+    weight_q: Tensor
+    bias_p: Tensor
+    bias_q: Tensor
+    pre_bias: Tensor
+    values: Tensor
+    indices: Tensor
+    u: Tensor
+    v: Tensor
+    k: int
+
+    @property
+    def codes(self) -> float:
+        return size(self.values, self.indices, self.u, self.v)
+
+    @property
+    def weights(self) -> float:
+        return size(self.weight_p, self.weight_q, self.bias_p, self.bias_q, self.pre_bias)
+
+
+def kron_layer(shape: Shape) -> KronLayer:
+    batch, width, heads, m, n, k = (int(shape[name]) for name in "BDHMNK")
+    sizes = (batch, width), (heads, m, width), (heads, n, width), (heads, m), (heads, n), (width,), (batch, k)
+    wide = {"dtype": torch.float32}
+    indices, u, v = empty(batch, k, dtype=torch.int64), empty(batch, k, **wide), empty(batch, k, **wide)
+    return KronLayer(*(empty(*s) for s in sizes), indices, u, v, k)
+
+
+def kron_encode_case(shape: Shape) -> Case:
+    """Against the product that makes the pre-latents alone: 1.3 × its time."""
+    made = kron_layer(shape)
+
+    def run() -> Any:
+        return kernel("kron_encode")(*made[:5], made.k, made.pre_bias, "mand", 0.0, None, 0, False)
+
+    heads, m, n = (int(shape[name]) for name in "HMN")
+    work = 2.0 * made.x.numel() * heads * (m + n)
+    bound = Bound(size(made.x) + made.weights + made.codes, work)
+    return Case("kron_encode", shape, run, bound, 150, int(shape["B"]) * heads * m * n, 1.3, EXTRA)
+
+
+def kron_encode_backward_case(shape: Shape) -> Case:
+    made, grad = kron_layer(shape), empty(int(shape["B"]), int(shape["K"]))
+
+    def run() -> Any:
+        need = [False, True, True, True, True, True]
+        return kernel("kron_encode_backward")(
+            grad, made.indices, made.u, made.v, made.x, made.weight_p, made.weight_q, made.pre_bias, "mand", 0.0, need
+        )
+
+    # As for `topk_encode`: the pre-bias gradient reads the weights. Every code reads a row of x for u and one for v.
+    bytes = size(grad, made.indices, made.u, made.v, made.x) + 2 * made.weights
+    bound = Bound(bytes, l2=2.0 * made.k * size(made.x))
+    forbidden = int(shape["B"]) * int(shape["H"]) * (int(shape["M"]) + int(shape["N"]))
+    return Case("kron_encode backward", shape, run, bound, 36, forbidden, KRON_BACKWARD)
+
+
+def kernel(op: str) -> Callable[..., Any]:
+    """The launcher, also of an op that the dispatcher does not know."""
+    return getattr(library.kernels(op), op)
+
+
 LARGE = {"B": 8192, "F": 65536}
 WIDTHS = tuple({**LARGE, "D": width, "K": 64} for width in (768, 2304, 4096))
+KRON = tuple({"B": 8192, "D": 2304, "H": 2048, "M": 4, "N": 8, "K": k} for k in (32, 64))
 CODES = tuple({**LARGE, "D": 2304, "K": k} for k in (32, 64, 128))
 
 
@@ -352,6 +420,8 @@ def goal_cases() -> list[Case]:
         *map(decode_case, CODES),
         *map(decode_loss_case, CODES),
         *(hierarchical_case(shape | budgets) for shape in CODES for budgets in ({}, {"J": 8})),
+        *map(kron_encode_case, KRON),
+        *map(kron_encode_backward_case, KRON),
         adam_case({"F": 65536, "D": 2304}),
         train_step_case(CODES[1]),
         nearest_case({"F": 16384, "D": 768}),

@@ -7,6 +7,9 @@ always fit after a cut: nothing can be lost, whatever the data.
 
 With a `Slack` the scores are known up to a bound. Then whatever may still be among the k largest stays, which may
 not fit: such a row's count becomes OVERFLOW, and it takes no more.
+
+PLANES of a list: 2, latents and keys; 3, latents and the keys' upper and lower bounds; 4, latents, keys and two words
+that go along with each (kron_encode.py: the two factors of a score).
 """
 
 from typing import NamedTuple
@@ -74,7 +77,9 @@ def cut(list, count, K, known, PLANES: tl.constexpr, SUB: tl.constexpr, CAPACITY
     """Drops what cannot be among the K largest; returns the new count and threshold. `known`: scores are exact."""
     slots = tl.arange(0, CAPACITY)
     tl.debug_barrier()  # what other threads appended
-    keys = tl.load(list + (PLANES - 1) * CAPACITY + slots, mask=slots < count, other=LOWEST)
+    KEYS: tl.constexpr = 2 if PLANES == 3 else 1
+    THIRD: tl.constexpr = 1 if PLANES == 2 else 2
+    keys = tl.load(list + KEYS * CAPACITY + slots, mask=slots < count, other=LOWEST)
     kth = kth_largest(keys, K)
     room = K - tl.sum((keys > kth).to(tl.int32), 0)  # for ties, which go to the smaller latents: they stand first
     room = tl.where(known, room, CAPACITY)  # what ties by its bound may still win
@@ -84,24 +89,29 @@ def cut(list, count, K, known, PLANES: tl.constexpr, SUB: tl.constexpr, CAPACITY
         there = some < count
         latents = tl.load(list + some, mask=there, other=0)
         high = tl.load(list + CAPACITY + some, mask=there, other=LOWEST)
-        low = tl.load(list + (PLANES - 1) * CAPACITY + some, mask=there, other=LOWEST)
+        low = tl.load(list + THIRD * CAPACITY + some, mask=there, other=LOWEST)
+        more = low
+        if PLANES == 4:
+            more = tl.load(list + 3 * CAPACITY + some, mask=there, other=0)
         ties = there & (high == kth)
         keep = (there & (high > kth)) | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= room))
         tl.debug_barrier()  # all have read
-        put(list, kept, latents, low, high, keep, PLANES, CAPACITY)
+        put(list, kept, latents, low, high, more, keep, PLANES, CAPACITY)
         room -= tl.sum(ties.to(tl.int32), 0)
         kept += tl.sum(keep.to(tl.int32), 0)
     return kept, kth
 
 
 @triton.jit
-def put(list, count, latents, low, high, keep, PLANES: tl.constexpr, CAPACITY: tl.constexpr):
+def put(list, count, latents, low, high, more, keep, PLANES: tl.constexpr, CAPACITY: tl.constexpr):
     """Stores those to `keep` from slot `count` on."""
     position = count + tl.cumsum(keep.to(tl.int32), 0) - 1
     tl.store(list + position, latents, mask=keep)
     tl.store(list + CAPACITY + position, high, mask=keep)
-    if PLANES == 3:
+    if PLANES >= 3:
         tl.store(list + 2 * CAPACITY + position, low, mask=keep)
+    if PLANES == 4:
+        tl.store(list + 3 * CAPACITY + position, more, mask=keep)
 
 
 @triton.jit
@@ -132,9 +142,10 @@ def read(scores, shift, allowed, columns, length, first, norms, residuals, row_r
 @triton.jit
 def admit(
     list, count, threshold, latents, low, high, K, known,
-    PLANES: tl.constexpr, SUB: tl.constexpr, CAPACITY: tl.constexpr,
+    PLANES: tl.constexpr, SUB: tl.constexpr, CAPACITY: tl.constexpr, more=None,
 ):  # fmt: skip
-    """Takes those of SUB latents in that may be among the K largest; returns the new count and threshold.
+    """Takes those of SUB latents in that may be among the K largest; returns the new count and threshold. With 4 planes
+    `low` and `more` are the words that go along.
 
     A later latent has to beat the threshold: with a tie it would lose to the K smaller ones that reach it."""
     found = tl.sum((high > threshold).to(tl.int32), 0)
@@ -147,7 +158,7 @@ def admit(
             count = tl.where(full, OVERFLOW, count)
             threshold = tl.where(full, HIGHEST, threshold)
             found = tl.where(full, 0, found)
-        put(list, count, latents, low, high, high > threshold, PLANES, CAPACITY)
+        put(list, count, latents, low, high, more, high > threshold, PLANES, CAPACITY)
         count += found
     return count, threshold
 

@@ -1,6 +1,6 @@
 """No kernel lets a thread load what another has just stored without a barrier between, nor the like (tests/races.py).
 
-Planted: each barrier of streaming_select, topk_screen and group_maxima left out, one at a time; all caught."""
+Planted: each barrier of streaming_select, topk_screen, group_maxima, kron_select left out, one by one; all caught."""
 
 import os
 
@@ -8,7 +8,17 @@ import pytest
 import torch
 from races import Race, watched
 
-from saekern.kernels import adam_step, decode, decode_backward, group_maxima, nearest, nearest_top
+from saekern.kernels import (
+    adam_step,
+    decode,
+    decode_backward,
+    group_maxima,
+    kron_encode,
+    kron_encode_backward,
+    kron_select,
+    nearest,
+    nearest_top,
+)
 from saekern.kernels import hierarchical_loss as hierarchical
 from saekern.kernels import hierarchical_loss_backward as hierarchical_backward
 from saekern.kernels import topk_encode as encoder
@@ -39,6 +49,20 @@ def test_topk_encode(path, monkeypatch):
         encoder.topk_encode(x, weight, bias, 20, None, True, dead, 0 if dead is None else 7, False)
         if path == "screen":
             encoder.topk_encode(x, torch.ones_like(weight) + 1e-7, bias, 20, None, True, None, 0, False)  # overflows
+
+
+def test_kron_encode(monkeypatch):
+    """Several chunks and blocks of heads; products that ascend, so that lists are cut, and that descend, so that a
+    chunk brings nothing."""
+    monkeypatch.setattr(kron_encode, "TILES", {9: 1})
+    monkeypatch.setattr(kron_select, "MOST_HEADS", 16)
+    x, weight_p, weight_q = torch.tensor([[1.0]]), torch.arange(1.0, 145).sqrt().view(72, 2, 1), torch.ones(72, 3, 1)
+    inputs = x, weight_p, weight_q, None, None
+    with watched():
+        got = kron_encode.kron_encode(*inputs, 20, None, "mand", 0.0, torch.arange(432) % 3 > 0, 7, False)
+        kron_encode.kron_encode(x, weight_p.flip(0), weight_q, None, None, 3, None, "mand", 0.0, None, 0, False)
+        grad = torch.randn(1, 20)
+        kron_encode_backward.kron_encode_backward(grad, *got[1:4], *inputs[:3], None, "mand", 0.0, [True] * 6)
 
 
 def test_nearest():
