@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from saekern import activations, evaluation, matching, ops, report, stability, training
     from saekern.matching import Matching, PairStore, linear_sum_assignment, match, match_all
     from saekern.pipeline import Study, StudyConfig, study
-    from saekern.sae import SparseCodes, TopKSAE, load, save
+    from saekern.sae import HierarchicalTopKSAE, SparseCodes, TopKSAE, load, save
     from saekern.training import TrainConfig, TrainResult, train
 
 # Public name -> where it lives. Loaded on first use: torch takes a second that `saekern --help` should not.
@@ -22,6 +22,7 @@ _HOMES = {
     "Study": "pipeline",
     "StudyConfig": "pipeline",
     "study": "pipeline",
+    "HierarchicalTopKSAE": "sae",
     "SparseCodes": "sae",
     "TopKSAE": "sae",
     "load": "sae",
@@ -33,6 +34,7 @@ _HOMES = {
 _ROOMS = ("activations", "evaluation", "matching", "ops", "report", "stability", "training")
 
 __all__ = [
+    "HierarchicalTopKSAE",
     "Matching",
     "PairStore",
     "SparseCodes",

@@ -3,6 +3,7 @@
 from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.dictionary import read_dictionary
 from saekern.sae.files import load, save
+from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.topk import TopKSAE
 
-__all__ = ["SAE", "Loss", "SparseCodes", "TopKSAE", "load", "read_dictionary", "save"]
+__all__ = ["SAE", "HierarchicalTopKSAE", "Loss", "SparseCodes", "TopKSAE", "load", "read_dictionary", "save"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saekern.sae.base import SAE
+from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.topk import TopKSAE
 from saekern.version import __version__
 
@@ -26,7 +27,7 @@ DTYPES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (TopKSAE,)}
+ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (HierarchicalTopKSAE, TopKSAE)}
 
 
 def save(sae: SAE, path: str | os.PathLike, *, provenance: Mapping[str, Any] | None = None) -> None:
