@@ -30,6 +30,7 @@ NAMES = (
     "row_topk",
     "topk_encode",
     "decode",
+    "hierarchical_loss",
     "layer",
     "train_step",
     "adam_step",

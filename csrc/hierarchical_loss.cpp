@@ -115,7 +115,7 @@ SAEKERN_CLONES double loss_rows(const HierarchicalLoss& job, const PrefixWeights
   return result;
 }
 
-constexpr int kColumns = 4;                           // Lanes a task of the backward pass owns
+constexpr int kColumns = 8;                           // Lanes a task of the backward pass owns
 constexpr int64_t kSlice = kColumns * kLanes;         // in floats
 constexpr int64_t kPartialDots = int64_t{1} << 20;    // dots of all slices that exist at a time: 4 MiB
 

@@ -130,7 +130,8 @@ def _shares(
     if isinstance(weights, Tensor):  # its numbers are the caller's promise: asking for them waits for the device
         checks.shape("weights", weights, (count,))
         checks.floating("weights", weights)
-        return (weights / weights.sum()).to(dtype=dtype, device=device)
+        weights = weights.to(dtype=dtype, device=device)
+        return weights / weights.sum()
     return _on_device(tuple(check_weights(weights, count)), dtype, device)
 
 

@@ -58,7 +58,7 @@ def edit(path, **changes):
     ("changes", "message"),
     [
         ({"version": 2}, r"version 2 is newer than 1, the newest that saekern \S+ reads"),
-        ({"architecture": "tokp"}, 'unknown architecture "tokp", expected one of: topk'),
+        ({"architecture": "tokp"}, 'unknown architecture "tokp", expected one of: hierarchical_topk, topk'),
         ({"format": "other"}, 'expected format "saekern", got "other"'),
         ({"sae": {"d_in": 6, "d_sae": 20, "k": 4}}, "describe different SAEs"),
     ],
