@@ -1,5 +1,5 @@
-"""The HierarchicalTopK loss, forward and with its gradients, against cumulative sums in plain torch, eager and compiled;
-and the memory of its whole training step beside that of plain TopK."""
+"""The HierarchicalTopK loss with its gradients, against cumulative sums in plain torch, eager or compiled; and the memory
+of its layer beside that of plain TopK."""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from saekern.bench.common import Absent, Bench, Goal, Run, Shape, WrongAnswer, e
 CUMSUM = ("torch", "torch.compile")
 # A gradient of some 10⁴ products rounds to about 1e-6 of its norm; a lost term or factor shows in percent.
 GRADIENT_TOLERANCE = 1e-4
-LR = 1e-4
 
 
 class Wanted(NamedTuple):
@@ -98,31 +97,27 @@ def setup(problem: Problem, provider: str) -> Run:
     return Run(call, check, forget, kept_bytes=sum(leaf.nbytes for leaf in leaves))
 
 
-def step_inputs(shape: Shape) -> tuple[Shape, Tensor]:
-    return shape, torch.randn(int(shape["B"]), int(shape["D"]), generator=generator(shape))
+def layer_inputs(shape: Shape) -> tuple[Shape, Tensor]:
+    batch, width = int(shape["B"]), int(shape["D"])
+    return shape, torch.randn(batch, width, generator=generator(shape))
 
 
-def setup_step(problem: tuple[Shape, Tensor], provider: str) -> Run:
-    """Loss, backward, Adam: of our two layers, at equal sizes."""
+def setup_layer(problem: tuple[Shape, Tensor], provider: str) -> Run:
+    """Loss and backward of our two layers at equal sizes: what a step holds beside its optimiser."""
     shape, x = problem
     make = saekern.TopKSAE if provider == "TopKSAE" else saekern.HierarchicalTopKSAE
     sae = make(int(shape["D"]), int(shape["F"]), int(shape["K"]), init_seed=0)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
 
     def call() -> Tensor:
-        optimizer.zero_grad()
         loss = sae.loss(x).total
         loss.backward()
-        sae.project_gradient_()
-        optimizer.step()
-        sae.project_parameters_()
         return loss.detach()
 
     def check(loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise WrongAnswer(f"loss: {float(loss)}")
 
-    return Run(call, check, kept_bytes=3 * sum(parameter.nbytes for parameter in sae.parameters()))
+    return Run(call, check, sae.zero_grad, kept_bytes=sum(parameter.nbytes for parameter in sae.parameters()))
 
 
 BENCHES = (
@@ -138,12 +133,12 @@ BENCHES = (
     ),
     Bench(
         op="hierarchical_loss",
-        mode="training step, all budgets",
+        mode="layer, all budgets: loss, forward and backward",
         shapes=({"B": 1024, "K": 32, "D": 512, "F": 16384},),
         quick=({"B": 64, "K": 8, "D": 64, "F": 512},),
         providers=("saekern", "TopKSAE"),
-        inputs=step_inputs,
-        setup=setup_step,
+        inputs=layer_inputs,
+        setup=setup_layer,
         goals=(Goal(("TopKSAE",), within=1.2, metric="peak_mib"),),
     ),
 )

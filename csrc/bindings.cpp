@@ -160,7 +160,7 @@ void bind_decode_backward(const Array<float>& grad, const Array<float>& values, 
 // cuts [budgets] or [batch, budgets].
 HierarchicalLoss hierarchical_job(const Codes& codes, const Array<float>& weight, const Optional<float>& bias,
                                   const Array<float>& target, const Array<int64_t>& cuts, const Array<float>& weights) {
-  return {codes,          weight.data(),  in(bias),        target.data(),    cuts.data(),
+  return {codes,          weight.data(),  in(bias),        target.data(),   cuts.data(),
           weights.data(), weights.size(), weight.shape(0), weight.shape(1), cuts.ndim() == 2};
 }
 

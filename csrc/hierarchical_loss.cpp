@@ -17,7 +17,8 @@ namespace {
 // What each prefix of a row counts, by its length: at(b)[p] for its first p codes. One row where all are alike.
 class PrefixWeights {
  public:
-  PrefixWeights(const HierarchicalLoss& job, double scale) : codes_(job.codes), shared_(!job.per_row && !codes_.offsets) {
+  PrefixWeights(const HierarchicalLoss& job, double scale)
+      : codes_(job.codes), shared_(!job.per_row && !codes_.offsets) {
     const int64_t rows = shared_ ? 1 : codes_.batch;
     weights_.resize(shared_ ? codes_.k + 1 : codes_.nnz + codes_.batch);
     std::vector<double> sums;
@@ -115,9 +116,9 @@ SAEKERN_CLONES double loss_rows(const HierarchicalLoss& job, const PrefixWeights
   return result;
 }
 
-constexpr int kColumns = 8;                           // Lanes a task of the backward pass owns
-constexpr int64_t kSlice = kColumns * kLanes;         // in floats
-constexpr int64_t kPartialDots = int64_t{1} << 20;    // dots of all slices that exist at a time: 4 MiB
+constexpr int kColumns = 8;                         // Lanes a task of the backward pass owns
+constexpr int64_t kSlice = kColumns * kLanes;       // in floats
+constexpr int64_t kPartialDots = int64_t{1} << 20;  // dots of all slices that exist at a time: 4 MiB
 
 // What one task of the backward pass writes: rows [first, last), columns of one slice.
 struct SliceJob {

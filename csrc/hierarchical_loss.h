@@ -7,15 +7,15 @@
 
 namespace saekern {
 
-// Prefix j of row b is its first cut codes, in storage order, and counts weights[j]. x_p = bias + the sum over the first
-// p codes; r_p = x_p − target.
+// Prefix j of row b is its first cut codes, in storage order, and counts weights[j]. x_p = bias + the sum over the
+// first p codes; r_p = x_p − target.
 struct HierarchicalLoss {
   const Codes& codes;
-  const float* weight;    // [latents, width]
-  const float* bias;      // [width] or null
-  const float* target;    // [batch, width]
-  const int64_t* cuts;    // [budgets], the same for all rows and cut down to shorter ones; or [batch, budgets]
-  const float* weights;   // [budgets]
+  const float* weight;   // [latents, width]
+  const float* bias;     // [width] or null
+  const float* target;   // [batch, width]
+  const int64_t* cuts;   // [budgets], the same for all rows and cut down to shorter ones; or [batch, budgets]
+  const float* weights;  // [budgets]
   int64_t budgets, latents, width;
   bool per_row;  // which of the two shapes cuts has
 };

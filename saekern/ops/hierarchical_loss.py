@@ -1,6 +1,7 @@
 """The HierarchicalTopK loss: squared errors of a row's prefixes in one pass, and their gradients."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -102,7 +103,7 @@ def check_budgets(budgets: Sequence[int], k: int | None) -> list[int]:
     budgets = list(budgets)
     if not budgets:
         raise ValueError("budgets: expected at least one, got []")
-    if any(a >= b for a, b in zip(budgets, budgets[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(budgets)):
         raise ValueError(f"budgets: expected ascending prefix lengths, got {budgets}")
     if budgets[0] < 1 or (k is not None and budgets[-1] > k):
         raise ValueError(f"budgets: expected 1 <= budget{'' if k is None else f' <= K = {k}'}, got {budgets}")
@@ -120,9 +121,7 @@ def check_weights(weights: Sequence[float], count: int) -> list[float]:
     return [w / total for w in weights]
 
 
-def _shares(
-    weights: Sequence[float] | Tensor | None, count: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _shares(weights: Sequence[float] | Tensor | None, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if count == 0:
         raise ValueError("budgets: expected at least one prefix, got none")
     if weights is None:
@@ -189,9 +188,7 @@ library.define(
 def _backward_reference(
     grad, values, indices, weight, bias, target, x_hat, cuts, weights, offsets, entries, segments, need
 ):
-    grads = reference.hierarchical_loss_backward(
-        grad, values, indices, weight, bias, target, cuts, weights, offsets
-    )
+    grads = reference.hierarchical_loss_backward(grad, values, indices, weight, bias, target, cuts, weights, offsets)
     dtypes = (values.dtype, weight.dtype, weight.dtype, target.dtype)
     return tuple(
         g.to(dtype) if wanted else weight.new_empty(0) for g, dtype, wanted in zip(grads, dtypes, need, strict=True)
@@ -212,9 +209,7 @@ def _backward_cpu(grad, values, indices, weight, bias, target, x_hat, cuts, weig
     return tuple(library.rounded(out, dtype) for out, dtype in zip(outs, dtypes, strict=True))
 
 
-def _backward_cuda(
-    grad, values, indices, weight, bias, target, x_hat, cuts, weights, offsets, entries, segments, need
-):
+def _backward_cuda(grad, values, indices, weight, bias, target, x_hat, cuts, weights, offsets, entries, segments, need):
     arguments = (grad, values, indices, weight, bias, target, x_hat, cuts, weights, offsets, entries, segments, need)
     if weight.dtype == torch.float64:
         return _backward_reference(*arguments)
@@ -243,9 +238,7 @@ library.define(
 def _setup_context(ctx, inputs, output):
     values, indices, weight, bias, target, cuts, weights, offsets, entries, segments = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(
-        values, indices, weight, bias, target, output[1], cuts, weights, offsets, entries, segments
-    )
+    ctx.save_for_backward(values, indices, weight, bias, target, output[1], cuts, weights, offsets, entries, segments)
 
 
 def _backward(ctx, grad, _):

@@ -55,7 +55,7 @@ def hierarchical_loss(
     wide = accumulation(weight)
     loss = torch.zeros((), dtype=torch.float64 if target.device.type != "mps" else wide, device=target.device)
     x = torch.zeros_like(target, dtype=wide)
-    for _, count, x in prefixes(values, indices, weight, bias, target, cuts, weights, offsets):  # noqa: B007
+    for _, count, x in prefixes(values, indices, weight, bias, target, cuts, weights, offsets):
         error = count * (x - target.to(wide)).square()
         loss = loss + torch.where(count > 0, error, 0).sum(dtype=loss.dtype)
     return (loss / max(target.shape[0], 1)).to(wide), x.to(weight.dtype)

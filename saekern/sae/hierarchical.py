@@ -54,7 +54,14 @@ class HierarchicalTopKSAE(TopKSAE):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
-            d_in, d_sae, k, k_aux=k_aux, aux_coefficient=aux_coefficient, init_seed=init_seed, dtype=dtype, device=device
+            d_in,
+            d_sae,
+            k,
+            k_aux=k_aux,
+            aux_coefficient=aux_coefficient,
+            init_seed=init_seed,
+            dtype=dtype,
+            device=device,
         )
         self.budgets = None if budgets is None else check_budgets(budgets, k)
         if budget_weights is not None:

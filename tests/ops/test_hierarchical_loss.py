@@ -76,7 +76,7 @@ def assert_gradients(got, exact, want, most, k):
 def test_value_and_gradients(shape, dtype, budgets):
     """Planted: the last prefix left out; the code's own prefix left out of S; the scalar tail of a row skipped. All
     caught."""
-    batch, k, width, latents = shape
+    batch, k, width, _ = shape
     indices, *inputs = problem(*shape, dtype=dtype)
     chosen = None if budgets is None else sorted({1, (k + 1) // 2, max(1, k - 1)})
     weights = None if budgets is None else [1.0 + j for j in range(len(chosen))]
@@ -110,7 +110,7 @@ def test_value_and_gradients(shape, dtype, budgets):
 def test_ragged_rows_with_cuts_of_their_own(shape, dtype):
     """Empty rows and prefixes of no code count too: b − t. Planted: cuts of the first row used for all; the empty
     prefix left out of dbias. Both caught."""
-    batch, k, width, latents = shape
+    batch, k, width, _ = shape
     indices, values, weight, bias, target = problem(*shape, dtype=dtype)
     offsets = ragged_offsets(batch, k)
     indices, values = (t.flatten()[: offsets[-1]].contiguous() for t in (indices, values))
@@ -205,8 +205,8 @@ def test_same_bits_for_any_thread_count(ragged):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_chunks_of_rows_give_the_gradients_of_values(monkeypatch):
-    """3000 rows of 100 codes in five slices are two chunks. Planted: the second chunk written over the first; caught."""
+def test_chunks_of_rows_give_the_gradients_of_values():
+    """3000 rows of 100 codes in five slices are two chunks. Planted: the second written over the first; caught."""
     indices, *inputs = problem(3000, 100, 520, 64)
     loss = lambda v, w, b, t: hierarchical_loss(v, indices, w, b, t, [10, 100]).loss  # noqa: E731
     _, (whole, *_) = gradients(loss, *inputs)

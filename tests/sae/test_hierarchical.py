@@ -1,4 +1,4 @@
-"""HierarchicalTopKSAE against its formulas in float64, at every k, through its files, and 200 steps beside plain torch."""
+"""HierarchicalTopKSAE against its formulas in float64, at every k, in its files, for 200 steps beside plain torch."""
 
 import copy
 
@@ -50,8 +50,8 @@ def dead_latents(count):
 @pytest.mark.parametrize("count", [None, 0, 3, 20])
 @pytest.mark.parametrize(("budgets", "weights"), [(None, None), ([2, 6], None), ([1, 3, 5], [4.0, 2.0, 1.0])])
 def test_loss_and_gradients_are_the_formulas(count, budgets, weights):
-    """float64, so that only a wrong formula shows. Planted: the AuxK target not detached; the loss divided by the
-    number of rows too; the variance's gradient kept. Each was caught."""
+    """float64, so that only a wrong formula shows. Planted: the AuxK target not detached; the factor B left out;
+    the variance of x̂ in place of x's. Each was caught."""
     sae, x = example(k_aux=4, budgets=budgets, budget_weights=weights)
     x.requires_grad_()
     dead = None if count is None else dead_latents(count)
@@ -167,7 +167,7 @@ def train(sae, rows, loss):
 
 
 def test_two_hundred_steps_beside_plain_torch():
-    """Planted: w_j of the last budget doubled in ours; caught."""
+    """Planted: the last budget counted twice in ours; caught."""
     rows = synthetic_rows(200 * 64)
     sae = saekern.HierarchicalTopKSAE(16, 96, 6, init_seed=0, k_aux=8)
     ours, end = train(copy.deepcopy(sae), rows, lambda s, x, dead: s.loss(x, dead).total)
