@@ -31,6 +31,7 @@ NAMES = (
     "topk_encode",
     "decode",
     "classics",
+    "hierarchical_loss",
     "layer",
     "train_step",
     "adam_step",

@@ -18,6 +18,7 @@
 #include "batch_topk_encode.h"
 #include "decode.h"
 #include "encode_backward.h"
+#include "hierarchical_loss.h"
 #include "isa.h"
 #include "latent_order.h"
 #include "linear_sum_assignment.h"
@@ -202,6 +203,39 @@ void bind_decode_backward(const Array<float>& grad, const Array<float>& values, 
                       threads);
   }
   if (to_bias) weighted_row_sum(nullptr, grad.data(), codes.batch, width, threads, to_bias);
+}
+
+// cuts [budgets] or [batch, budgets].
+HierarchicalLoss hierarchical_job(const Codes& codes, const Array<float>& weight, const Optional<float>& bias,
+                                  const Array<float>& target, const Array<int64_t>& cuts, const Array<float>& weights) {
+  return {codes,          weight.data(),  in(bias),        target.data(),   cuts.data(),
+          weights.data(), weights.size(), weight.shape(0), weight.shape(1), cuts.ndim() == 2};
+}
+
+double bind_hierarchical_loss(const Array<float>& values, const Array<int64_t>& indices, const Array<float>& weight,
+                              const Optional<float>& bias, const Array<float>& target, const Array<int64_t>& cuts,
+                              const Array<float>& weights, const Optional<int64_t>& offsets, int threads,
+                              Array<float> x_hat) {
+  const Codes codes = codes_of(values, indices, offsets);
+  const HierarchicalLoss job = hierarchical_job(codes, weight, bias, target, cuts, weights);
+  float* to_x_hat = x_hat.mutable_data();
+  py::gil_scoped_release nogil;
+  check_indices(codes.indices, codes.nnz, job.latents);
+  return hierarchical_loss(job, threads, to_x_hat);
+}
+
+void bind_hierarchical_loss_backward(double scale, const Array<float>& values, const Array<int64_t>& indices,
+                                     const Array<float>& weight, const Optional<float>& bias,
+                                     const Array<float>& target, const Array<int64_t>& cuts,
+                                     const Array<float>& weights, const Optional<int64_t>& offsets, int threads,
+                                     Optional<float> dvalues, Optional<float> dweight, Optional<float> dbias,
+                                     Optional<float> dtarget) {
+  const Codes codes = codes_of(values, indices, offsets);
+  const HierarchicalLoss job = hierarchical_job(codes, weight, bias, target, cuts, weights);
+  const HierarchicalGradients to{out(dvalues), out(dweight), out(dbias), out(dtarget)};
+  py::gil_scoped_release nogil;
+  check_indices(codes.indices, codes.nnz, job.latents);
+  hierarchical_loss_backward(job, scale, threads, to);
 }
 
 void bind_encode_backward(const Array<float>& grad, const Array<float>& values, const Array<int64_t>& indices,
@@ -399,6 +433,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("topk_encode_backward", &bind_encode_backward, a("grad"), a("values"), a("indices"), a("x"), a("weight"),
         a("pre_bias"), a("offsets"), a("entries"), a("segments"), a("relu"), a("threads"), a("dx"), a("dweight"),
         a("dbias"), a("dpre_bias"));
+  m.def("hierarchical_loss", &bind_hierarchical_loss, a("values"), a("indices"), a("weight"), a("bias"), a("target"),
+        a("cuts"), a("weights"), a("offsets"), a("threads"), a("x_hat"));
+  m.def("hierarchical_loss_backward", &bind_hierarchical_loss_backward, a("scale"), a("values"), a("indices"),
+        a("weight"), a("bias"), a("target"), a("cuts"), a("weights"), a("offsets"), a("threads"), a("dvalues"),
+        a("dweight"), a("dbias"), a("dtarget"));
   m.def("adam_step", &bind_adam_step, a("param"), a("grad"), a("exp_avg"), a("exp_avg_sq"), a("latents"), a("step"),
         a("lr"), a("beta1"), a("beta2"), a("eps"), a("project"), a("normalize"), a("threads"));
   m.def("unexplained_variance", &bind_unexplained_variance, a("target"), a("estimate"), a("threads"));

@@ -65,6 +65,34 @@ def decode_backward(
     dweight: Floats | None,
     dbias: Floats | None,
 ) -> None: ...
+def hierarchical_loss(
+    values: Floats,
+    indices: Indices,
+    weight: Floats,
+    bias: Floats | None,
+    target: Floats,
+    cuts: Indices,
+    weights: Floats,
+    offsets: Indices | None,
+    threads: int,
+    x_hat: Floats,
+) -> float: ...
+def hierarchical_loss_backward(
+    scale: float,
+    values: Floats,
+    indices: Indices,
+    weight: Floats,
+    bias: Floats | None,
+    target: Floats,
+    cuts: Indices,
+    weights: Floats,
+    offsets: Indices | None,
+    threads: int,
+    dvalues: Floats | None,
+    dweight: Floats | None,
+    dbias: Floats | None,
+    dtarget: Floats | None,
+) -> None: ...
 def inverse_norms(rows: Floats, inverse: Floats, threads: int) -> None: ...
 def isa() -> str: ...
 def large_output(shape: Sequence[int]) -> Floats: ...

@@ -48,7 +48,7 @@ def decode(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or on CPU an index outside [0, F).
     """
-    entries, segments = _check(values, indices, weight, offsets, order)
+    entries, segments = check_codes(values, indices, weight, offsets, order)
     if torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         weight, values = weight.to(dtype), values.to(dtype)
@@ -73,7 +73,7 @@ def decode_row_gradients(
 
     Equivalent to: `latents = indices.unique()`, `rows = weight.grad[latents]`, without the dense [F, D] gradient.
     """
-    entries, segments = _check(values, indices, weight, offsets, order)
+    entries, segments = check_codes(values, indices, weight, offsets, order)
     checks.floating("values", values, weight, "weight")
     checks.floating("grad", grad, weight, "weight")
     checks.shape("grad", grad, (values.shape[0] if offsets is None else offsets.numel() - 1, weight.shape[1]))
@@ -82,9 +82,10 @@ def decode_row_gradients(
     )
 
 
-def _check(
+def check_codes(
     values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | None, order: LatentOrder | None
 ) -> tuple[Tensor | None, Tensor | None]:
+    """What every op over sparse codes asks of them; the order's two tensors."""
     checks.shape("weight", weight, ("F", "D"))
     checks.floating("weight", weight)
     checks.shape("values", values, ("B", "K") if offsets is None else ("nnz",))

@@ -6,8 +6,10 @@ from saekern.sae.batch_topk import BatchTopKSAE
 from saekern.sae.dictionary import read_dictionary
 from saekern.sae.files import load, save
 from saekern.sae.gated import GatedSAE
+from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.jumprelu import JumpReLUSAE
 from saekern.sae.kmeans import KMeans, archetypal_points, kmeans
+from saekern.sae.matryoshka import MatryoshkaSAE
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
 
@@ -16,9 +18,11 @@ __all__ = [
     "ArchetypalSAE",
     "BatchTopKSAE",
     "GatedSAE",
+    "HierarchicalTopKSAE",
     "JumpReLUSAE",
     "KMeans",
     "Loss",
+    "MatryoshkaSAE",
     "ReLUSAE",
     "SparseCodes",
     "TopKSAE",

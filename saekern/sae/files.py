@@ -14,7 +14,9 @@ from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE
 from saekern.sae.batch_topk import BatchTopKSAE
 from saekern.sae.gated import GatedSAE
+from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.jumprelu import JumpReLUSAE
+from saekern.sae.matryoshka import MatryoshkaSAE
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
 from saekern.version import __version__
@@ -37,7 +39,9 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         ArchetypalSAE,
         BatchTopKSAE,
         GatedSAE,
+        HierarchicalTopKSAE,
         JumpReLUSAE,
+        MatryoshkaSAE,
         ReLUSAE,
         TopKSAE,
     )

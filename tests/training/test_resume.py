@@ -116,3 +116,13 @@ def test_a_log_shorter_than_the_checkpoint_says_is_refused(tmp_path, make_rows):
     (tmp_path / checkpoint.LOG).write_bytes(b"")
     with pytest.raises(ValueError, match=r"train\.jsonl: expected at least \d+ bytes as the checkpoint says, got 0"):
         saekern.train(saekern.TopKSAE(8, 32, 4, init_seed=0), make_rows(), CONFIG, out=tmp_path, progress=False)
+
+
+def test_a_hierarchical_sae_resumes_too(tmp_path, make_rows, resumed):
+    def make():
+        return saekern.HierarchicalTopKSAE(8, 32, 4, init_seed=0, budgets=[2, 4], budget_weights=[1, 3])
+
+    saekern.train(make(), make_rows(), CONFIG, out=tmp_path / "whole", progress=False)
+    resumed(make, make_rows(), CONFIG, tmp_path / "stopped", 7)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert saekern.load(tmp_path / "whole").budgets == [2, 4]
