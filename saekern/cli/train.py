@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     values, device = given(options), usable_device(options.device)
     shape, config = parse_config(SAEConfig, values.get("sae", {})), parse_config(TrainConfig, values.get("train", {}))
     rows = activations.open_cache(options.cache)
-    sae = make_sae(shape, rows, options.init_seed, device)
+    sae = make_sae(shape, rows, options.init_seed, device, centred=config.pre_bias_rows > 0)
     progress = not options.quiet and sys.stderr.isatty()
     result = train(sae, rows, config, out=options.out, progress=progress, logger=options.logger)
     if result.log and not options.quiet:

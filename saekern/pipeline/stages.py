@@ -141,7 +141,8 @@ def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -
 
 def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
     config = sources.config
-    sae = make_sae(config.sae, sources.rows, config.first_seed + index, config.device)
+    centred = config.train.pre_bias_rows > 0
+    sae = make_sae(config.sae, sources.rows, config.first_seed + index, config.device, centred=centred)
     snapshots = tuple(sorted({0, *config.train.snapshots}))  # step 0 is what D(0) is measured on
     settings = dataclasses.replace(config.train, data_seed=measure.data_seed(config, index), snapshots=snapshots)
     label = f"seed {index + 1}/{config.seeds}"

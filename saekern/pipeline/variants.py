@@ -69,7 +69,8 @@ def _train(sources: Sources, variant: VariantConfig) -> training.TrainConfig:
 def _run(sources: Sources, variant: VariantConfig, index: int, progress: bool, work: Path) -> None:
     config = sources.config
     folder = work / f"{index:03d}"
-    sae = make_sae(variant.sae, sources.rows, config.first_seed + index, config.device)
+    centred = config.train.pre_bias_rows > 0
+    sae = make_sae(variant.sae, sources.rows, config.first_seed + index, config.device, centred=centred)
     label = f"{variant.name} {index + 1}/{variant.seeds}"
     training.train(sae, sources.rows, _train(sources, variant), out=folder, progress=progress, label=label)
     sae = saekern.sae.load(folder, device=config.device)

@@ -46,6 +46,8 @@ class ArchetypalSAE(SAE):
     loss are the base's, whose W_dec is D: an instance is of a class that derives from ArchetypalSAE and from the
     base's.
 
+    The encoder starts tied to the atoms, w = d/(‖d‖² √K); it is free afterwards.
+
     An atom is added to b_dec, so `points` are what rows look like after b_dec is taken away. As published: points as
     they are and b_dec kept at 0 (`pre_bias_rows=0` in training starts it there). Centred: points minus the mean.
 
@@ -132,6 +134,21 @@ class ArchetypalSAE(SAE):
         self.W = nn.Parameter(weights.to(device, dtype, copy=True))
         self.Lambda = nn.Parameter(self.points.new_zeros(d_sae, d_in)) if relaxation else None
         self.multiplier = nn.Parameter(self.points.new_zeros(1)) if multiplier else None
+        self._tie_encoder_()
+
+    @torch.no_grad()
+    def _tie_encoder_(self) -> None:
+        """Encoder rows d/(‖d‖² √K): atoms have the norms of data, and the K active ones point much the same way. On the
+        shipped model's rows the first FVU is 0.7 with this, 17 without √K, and 224 with the base's unit rows. Latents
+        without an atom keep the base's row, at the others' mean norm."""
+        encoder = self._parameters.get("W_enc")
+        if encoder is None or encoder.is_meta:
+            return
+        atoms = self.dictionary
+        square = atoms.square().sum(1, keepdim=True)
+        live, active = square > 0, getattr(self, "k", 1)
+        mean = torch.where(live, square.rsqrt(), 0).sum() / live.sum().clamp(min=1)
+        encoder.T.copy_(torch.where(live, atoms / square, encoder.T * mean) / active**0.5)
 
     def config(self) -> dict[str, Any]:
         own = ("d_in", "d_sae", "init_seed")
