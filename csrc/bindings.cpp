@@ -20,6 +20,7 @@
 #include "encode_backward.h"
 #include "hierarchical_loss.h"
 #include "isa.h"
+#include "kron_encode.h"
 #include "latent_order.h"
 #include "linear_sum_assignment.h"
 #include "memory.h"
@@ -90,6 +91,38 @@ void bind_topk_encode(const Array<float>& x, const Array<float>& weight, const O
   const Isa level = isa_of(isa);
   py::gil_scoped_release nogil;
   topk_encode(input, main, aux, relu, threads, level);
+}
+
+KronTopK kron_top(Array<float>& values, Array<int64_t>& indices, Array<float>& u, Array<float>& v,
+                  const Optional<bool>& allowed) {
+  return {values.shape(1),  values.mutable_data(), indices.mutable_data(),
+          u.mutable_data(), v.mutable_data(),      in(allowed)};
+}
+
+// activation: 0 mand, 1 relu, 2 product.
+void bind_kron_encode(const Array<float>& x, const Array<float>& weight_p, const Array<float>& weight_q,
+                      const Optional<float>& bias_p, const Optional<float>& bias_q, const Optional<float>& pre_bias,
+                      int activation, float eps, Array<float> values, Array<int64_t> indices, Array<float> u,
+                      Array<float> v, const Optional<bool>& dead, Array<float> aux_values, Array<int64_t> aux_indices,
+                      Array<float> aux_u, Array<float> aux_v, int threads, const std::string& isa) {
+  const KronInput input{x.data(),
+                        weight_p.data(),
+                        weight_q.data(),
+                        in(bias_p),
+                        in(bias_q),
+                        in(pre_bias),
+                        x.shape(0),
+                        x.shape(1),
+                        weight_p.shape(0),
+                        weight_p.shape(1),
+                        weight_q.shape(1),
+                        static_cast<KronActivation>(activation),
+                        eps};
+  const KronTopK main = kron_top(values, indices, u, v, std::nullopt);
+  const KronTopK aux = kron_top(aux_values, aux_indices, aux_u, aux_v, dead);
+  const Isa level = isa_of(isa);
+  py::gil_scoped_release nogil;
+  kron_encode(input, main, aux, threads, level);
 }
 
 // -> values, indices [nnz]; offsets [rows + 1] is filled.
@@ -421,6 +454,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         a("offsets"), a("threads"), isa);
   m.def("batch_topk_encode", &bind_batch_topk_encode, a("x"), a("weight"), a("bias"), a("pre_bias"), a("values"),
         a("indices"), a("offsets"), a("threads"), isa);
+  m.def("kron_encode", &bind_kron_encode, a("x"), a("weight_p"), a("weight_q"), a("bias_p"), a("bias_q"), a("pre_bias"),
+        a("activation"), a("eps"), a("values"), a("indices"), a("u"), a("v"), a("dead"), a("aux_values"),
+        a("aux_indices"), a("aux_u"), a("aux_v"), a("threads"), isa);
   m.def("row_topk", &bind_row_topk, a("scores"), a("values"), a("indices"), a("threads"), isa);
   m.def("nearest", &bind_nearest, a("a"), a("b"), a("a_cosine"), a("a_index"), a("b_cosine"), a("b_index"),
         a("threads"), isa);

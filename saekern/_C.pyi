@@ -96,6 +96,27 @@ def hierarchical_loss_backward(
 def inverse_norms(rows: Floats, inverse: Floats, threads: int) -> None: ...
 def isa() -> str: ...
 def large_output(shape: Sequence[int]) -> Floats: ...
+def kron_encode(
+    x: Floats,
+    weight_p: Floats,
+    weight_q: Floats,
+    bias_p: Floats | None,
+    bias_q: Floats | None,
+    pre_bias: Floats | None,
+    activation: int,
+    eps: float,
+    values: Floats,
+    indices: Indices,
+    u: Floats,
+    v: Floats,
+    dead: Bools | None,
+    aux_values: Floats,
+    aux_indices: Indices,
+    aux_u: Floats,
+    aux_v: Floats,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def latent_order(
     indices: Indices, latents: int, threads: int, entries: SmallIndices, segments: SmallIndices
 ) -> None: ...

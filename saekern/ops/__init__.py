@@ -4,6 +4,7 @@ from saekern.ops.adam_step import adam_step
 from saekern.ops.batch_topk_encode import batch_topk_encode
 from saekern.ops.decode import RowGradients, decode, decode_row_gradients
 from saekern.ops.hierarchical_loss import HierarchicalLoss, hierarchical_loss
+from saekern.ops.kron_encode import kron_encode
 from saekern.ops.library import instruction_level, release_memory, torch_on_all_threads, torch_on_one_thread
 from saekern.ops.nearest import NearestPair, NearestRows, nearest, nearest_pairs, nearest_prepare, nearest_top
 from saekern.ops.ragged_encode import RaggedCodes, latent_gather
@@ -25,6 +26,7 @@ __all__ = [
     "decode_row_gradients",
     "hierarchical_loss",
     "instruction_level",
+    "kron_encode",
     "latent_gather",
     "nearest",
     "nearest_pairs",

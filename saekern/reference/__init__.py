@@ -3,6 +3,7 @@
 from saekern.reference.adam_step import adam_step
 from saekern.reference.decode import decode, decode_backward, decode_row_gradients, latent_order
 from saekern.reference.hierarchical_loss import hierarchical_loss, hierarchical_loss_backward
+from saekern.reference.kron_encode import kron_encode, kron_factors, kron_products, kron_slopes
 from saekern.reference.nearest import cosines, nearest, nearest_pairs, nearest_top
 from saekern.reference.ragged_encode import batch_topk_encode, ragged_encode_backward, threshold_encode
 from saekern.reference.row_topk import row_topk
@@ -18,6 +19,10 @@ __all__ = [
     "decode_row_gradients",
     "hierarchical_loss",
     "hierarchical_loss_backward",
+    "kron_encode",
+    "kron_factors",
+    "kron_products",
+    "kron_slopes",
     "latent_order",
     "nearest",
     "nearest_pairs",

@@ -9,6 +9,7 @@ from saekern.sae.gated import GatedSAE
 from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.jumprelu import JumpReLUSAE
 from saekern.sae.kmeans import KMeans, archetypal_points, kmeans
+from saekern.sae.kron import KronSAE
 from saekern.sae.matryoshka import MatryoshkaSAE
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
@@ -21,6 +22,7 @@ __all__ = [
     "HierarchicalTopKSAE",
     "JumpReLUSAE",
     "KMeans",
+    "KronSAE",
     "Loss",
     "MatryoshkaSAE",
     "ReLUSAE",

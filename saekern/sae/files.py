@@ -16,6 +16,7 @@ from saekern.sae.batch_topk import BatchTopKSAE
 from saekern.sae.gated import GatedSAE
 from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.jumprelu import JumpReLUSAE
+from saekern.sae.kron import KronSAE
 from saekern.sae.matryoshka import MatryoshkaSAE
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
@@ -41,6 +42,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         GatedSAE,
         HierarchicalTopKSAE,
         JumpReLUSAE,
+        KronSAE,
         MatryoshkaSAE,
         ReLUSAE,
         TopKSAE,

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from saekern import ops
 from saekern.ops.hierarchical_loss import check_budgets, check_weights
-from saekern.ops.topk_encode import encode
 from saekern.sae.base import Loss, SparseCodes
 from saekern.sae.topk import TopKSAE
 
@@ -74,7 +73,7 @@ class HierarchicalTopKSAE(TopKSAE):
     def encode_sparse(self, x: Tensor, k: int | None = None) -> SparseCodes:
         """The k active latents of each row, values descending, by default K: x [..., D] -> values, indices [..., k]."""
         k = self._count(k)
-        values, indices, *_ = encode(self.flat(x), self.W_enc.T, self.b_enc, k, pre_bias=self.b_dec)
+        values, indices, *_ = self._codes(self.flat(x), k=k)
         shape = (*x.shape[:-1], k)
         return SparseCodes(values.reshape(shape), indices.reshape(shape))
 
@@ -84,9 +83,7 @@ class HierarchicalTopKSAE(TopKSAE):
 
     def forward(self, x: Tensor, k: int | None = None) -> Tensor:
         """The reconstruction from k latents a row, by default K: [..., D] -> [..., D]."""
-        values, indices, _, _, order = encode(
-            self.flat(x), self.W_enc.T, self.b_enc, self._count(k), pre_bias=self.b_dec
-        )
+        values, indices, _, _, order = self._codes(self.flat(x), k=self._count(k))
         return ops.decode(values, indices, self.W_dec, self.b_dec, order=order).reshape(x.shape)
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
@@ -97,9 +94,7 @@ class HierarchicalTopKSAE(TopKSAE):
         if dead is not None and dead.device.type == "cpu" and not torch.compiler.is_compiling() and not dead.any():
             dead = None  # elsewhere the question would wait for the device or break the graph
         k_aux = 0 if dead is None else self.k_aux
-        values, indices, aux_values, aux_indices, order = encode(
-            rows, self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec, dead=dead if k_aux else None, k_aux=k_aux
-        )
+        values, indices, aux_values, aux_indices, order = self._codes(rows, dead if k_aux else None, k_aux)
         error, x_hat = ops.hierarchical_loss(
             values, indices, self.W_dec, self.b_dec, rows, self.budgets, self.budget_weights, order=order
         )

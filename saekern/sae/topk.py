@@ -1,6 +1,6 @@
 """TopK sparse autoencoder: the K largest pre-activations of each row, with an auxiliary loss for dead latents."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class TopKSAE(SAE):
 
     architecture = "topk"
     unit_norm_rows = ("W_dec",)
-    half_weights = ("W_enc", "W_dec")
+    half_weights: ClassVar[tuple[str, ...]] = ("W_enc", "W_dec")
 
     def __init__(
         self,
@@ -77,15 +77,14 @@ class TopKSAE(SAE):
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The K active latents of each row, values descending: x [..., D] -> values, indices [..., K]."""
-        values, indices, *_ = encode(self.flat(x), self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec)
+        values, indices, *_ = self._codes(self.flat(x))
         shape = (*x.shape[:-1], self.k)
         return SparseCodes(values.reshape(shape), indices.reshape(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction: [..., D] -> [..., D]."""
-        values, indices, _, _, order = encode(
-            self.flat(x), self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec
-        )  # as decode(encode_sparse(x)), but the codes are sorted by latent once for both backward passes
+        # As decode(encode_sparse(x)), but the codes are sorted by latent once for both backward passes.
+        values, indices, _, _, order = self._codes(self.flat(x))
         return ops.decode(values, indices, self.W_dec, self.b_dec, order=order).reshape(x.shape)
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
@@ -97,9 +96,7 @@ class TopKSAE(SAE):
         if dead is not None and dead.device.type == "cpu" and not torch.compiler.is_compiling() and not dead.any():
             dead = None  # elsewhere the question would wait for the device or break the graph
         k_aux = 0 if dead is None else self.k_aux
-        values, indices, aux_values, aux_indices, order = encode(
-            rows, self.W_enc.T, self.b_enc, self.k, pre_bias=self.b_dec, dead=dead if k_aux else None, k_aux=k_aux
-        )
+        values, indices, aux_values, aux_indices, order = self._codes(rows, dead if k_aux else None, k_aux)
         x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
         fvu = ops.unexplained_variance(rows, x_hat)
         if dead is not None and k_aux:
@@ -111,3 +108,9 @@ class TopKSAE(SAE):
         shape = (*x.shape[:-1], self.k)
         codes = SparseCodes(values.reshape(shape), indices.reshape(shape))
         return Loss(fvu + auxk, {"fvu": fvu, "auxk": auxk}, x_hat.reshape(x.shape), codes)
+
+    def _codes(
+        self, rows: Tensor, dead: Tensor | None = None, k_aux: int = 0, k: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, ops.LatentOrder | None]:
+        """values, indices [B, k] of all latents (k: K or fewer) and [B, k_aux] of the dead; the order of the former."""
+        return encode(rows, self.W_enc.T, self.b_enc, k or self.k, pre_bias=self.b_dec, dead=dead, k_aux=k_aux)

@@ -9,6 +9,9 @@ MAKERS = {
     "relu": lambda: saekern.ReLUSAE(8, 32, warmup_steps=6, init_seed=0),
     "jumprelu": lambda: saekern.JumpReLUSAE(8, 32, bandwidth=0.05, target_l0=4, warmup_steps=6, init_seed=0),
     "batch_topk": lambda: saekern.BatchTopKSAE(8, 32, 4, k_aux=2, init_seed=0),
+    "hierarchical_topk": lambda: saekern.HierarchicalTopKSAE(8, 32, 4, budgets=[1, 4], k_aux=2, init_seed=0),
+    "kron": lambda: saekern.KronSAE(8, 32, 4, m=2, n=4, k_aux=2, init_seed=0),
+    "matryoshka": lambda: saekern.MatryoshkaSAE(8, 32, 4, k_aux=2, init_seed=0),
     "gated": lambda: saekern.GatedSAE(8, 32, warmup_steps=6, init_seed=0),
 }
 
