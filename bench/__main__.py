@@ -32,6 +32,7 @@ NAMES = (
     "decode",
     "classics",
     "hierarchical_loss",
+    "kron_encode",
     "layer",
     "train_step",
     "adam_step",

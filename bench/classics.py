@@ -76,7 +76,9 @@ def ours(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     return loss.total, loss.x_hat
 
 
-def setup_with(plain: Callable) -> Callable[[Problem, str], Run]:
+def setup_with(plain: Callable, names: tuple[str, ...] = ("W_enc", "W_dec")) -> Callable[[Problem, str], Run]:
+    """A loss of ours against `plain`(sae, x), with the gradients of the parameters `names`."""
+
     def setup(problem: Problem, provider: str) -> Run:
         sae, x = problem.sae, problem.x
         forward = ours if provider == "saekern" else plain
@@ -89,11 +91,11 @@ def setup_with(plain: Callable) -> Callable[[Problem, str], Run]:
         def check(result: tuple[Tensor, Tensor]) -> None:
             """Against the plain loss in float64. Scores that tie within float32 may fall either way: one code more or
             less of 32,768 moves a gradient by 0.8 % of its norm."""
-            grads = {"W_enc": sae.W_enc.grad, "W_dec": sae.W_dec.grad}
+            grads = {name: getattr(sae, name).grad for name in names}
             sae.zero_grad()
             double = sae.double()
             want, _ = plain(double, x.double())
-            leaves = {"W_enc": double.W_enc, "W_dec": double.W_dec}
+            leaves = {name: getattr(double, name) for name in names}
             wanted = dict(zip(leaves, torch.autograd.grad(want, list(leaves.values())), strict=True))
             want = want.detach()
             sae.float()

@@ -75,7 +75,7 @@ class KronSAE(TopKSAE):
             raise ValueError(f"eps: expected a finite number >= 0, and 0 but for 'mand', got {eps} for {activation!r}")
         self.d_in, self.d_sae, self.k, self.k_aux = d_in, d_sae, k, aux_count(k_aux, d_in, d_sae)
         self.heads, self.m, self.n, self.activation, self.eps = heads, m, n, activation, float(eps)
-        self.aux_coefficient, self.init_seed = aux_coefficient, seed_or_new(init_seed)
+        self.aux_coefficient, self.init_seed, self.annealing = aux_coefficient, seed_or_new(init_seed), None
         rows = _gaussian(heads * (m + n), d_in, self.init_seed, device) / (2 * d_sae) ** 0.5
         rows = rows.to(dtype or torch.get_default_dtype())
         self.W_p, self.W_q = (nn.Parameter(part.clone()) for part in rows.split([heads * m, heads * n]))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from saekern import ops
 from saekern.ops.topk_encode import encode
+from saekern.sae.annealing import Annealing
 from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
 from saekern.sae.initial import aux_count, check_sizes, seed_or_new, unit_directions
 
@@ -24,6 +25,8 @@ class TopKSAE(SAE):
         k: active latents a row, 1 ≤ k ≤ F.
         k_aux: dead latents a row in the auxiliary loss; None is the power of two at or below D/2, at most F.
         aux_coefficient: weight of the auxiliary loss.
+        k_start, k_steps: train with k_start ≥ k active latents at first, fewer with each loss, k from loss k_steps on.
+            Encoding always uses k. None: k from the beginning.
         init_seed: same seed, same initial bits on every device; None draws one. Kept in `sae.init_seed`.
         dtype, device: of the parameters.
 
@@ -45,6 +48,8 @@ class TopKSAE(SAE):
         *,
         k_aux: int | None = None,
         aux_coefficient: float = 1 / 32,
+        k_start: int | None = None,
+        k_steps: int = 0,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -53,6 +58,9 @@ class TopKSAE(SAE):
         check_sizes(d_in, d_sae)
         if not 1 <= k <= d_sae:
             raise ValueError(f"k: expected 1 <= k <= d_sae = {d_sae}, got {k}")
+        if k_start is not None and not (k <= k_start <= d_sae and k_steps >= 1):
+            expected = f"k = {k} <= k_start <= d_sae = {d_sae} and k_steps >= 1"
+            raise ValueError(f"k_start: expected {expected}, got {k_start} and k_steps = {k_steps}")
         k_aux = aux_count(k_aux, d_in, d_sae)
         self.d_in, self.d_sae, self.k, self.k_aux = d_in, d_sae, k, k_aux
         self.aux_coefficient, self.init_seed = aux_coefficient, seed_or_new(init_seed)
@@ -61,16 +69,13 @@ class TopKSAE(SAE):
         self.W_dec = nn.Parameter(rows)
         self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
         self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+        self.annealing = None if k_start is None else Annealing(k_start, k, k_steps, device)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "k": self.k,
-            "k_aux": self.k_aux,
-            "aux_coefficient": self.aux_coefficient,
-            "init_seed": self.init_seed,
-        }
+        names = ("d_in", "d_sae", "k", "k_aux", "aux_coefficient", "init_seed")
+        annealing = self.annealing
+        annealed = {} if annealing is None else {"k_start": annealing.start, "k_steps": annealing.steps}
+        return {name: getattr(self, name) for name in names} | annealed
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, d_sae={self.d_sae}, k={self.k}"
@@ -96,7 +101,8 @@ class TopKSAE(SAE):
         if dead is not None and dead.device.type == "cpu" and not torch.compiler.is_compiling() and not dead.any():
             dead = None  # elsewhere the question would wait for the device or break the graph
         k_aux = 0 if dead is None else self.k_aux
-        values, indices, aux_values, aux_indices, order = self._codes(rows, dead if k_aux else None, k_aux)
+        k = self.k if self.annealing is None else self.annealing.k(self.training)
+        values, indices, aux_values, aux_indices, order = self._codes(rows, dead if k_aux else None, k_aux, k)
         x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
         fvu = ops.unexplained_variance(rows, x_hat)
         if dead is not None and k_aux:
@@ -105,7 +111,7 @@ class TopKSAE(SAE):
             auxk = torch.where(dead.any(), auxk, 0)
         else:
             auxk = fvu.new_zeros(())
-        shape = (*x.shape[:-1], self.k)
+        shape = (*x.shape[:-1], k)
         codes = SparseCodes(values.reshape(shape), indices.reshape(shape))
         return Loss(fvu + auxk, {"fvu": fvu, "auxk": auxk}, x_hat.reshape(x.shape), codes)
 

@@ -294,3 +294,34 @@ def test_bad_input():
 def test_default_k_aux_is_the_power_of_two_below_half_the_width():
     assert [saekern.TopKSAE(d, 512, 1).k_aux for d in (1, 2, 3, 128, 768)] == [1, 1, 1, 64, 256]
     assert saekern.TopKSAE(128, 10, 1).k_aux == 10
+
+
+def test_k_falls_while_training(tmp_path):
+    """20, 15, 10, then 5; looking does not count; a saved SAE goes on where it was. Planted: counted in evaluation too;
+    the count not saved. Both caught."""
+    sae = saekern.TopKSAE(D, LATENTS, K, k_start=20, k_steps=3, init_seed=0)
+    x = torch.randn(6, D, generator=torch.Generator().manual_seed(0))
+    assert sae.loss(x).codes.indices.shape == (6, 20)
+    assert sae.loss(x).codes.indices.shape == (6, 15)
+    with torch.no_grad():
+        assert sae.loss(x).codes.indices.shape == (6, K)
+    assert sae.encode_sparse(x).indices.shape == (6, K)
+    saekern.save(sae, tmp_path)
+    again = saekern.load(tmp_path)
+    assert [again.loss(x).codes.indices.shape[1] for _ in range(3)] == [10, 5, 5]
+    for arguments in ({"k_start": 4, "k_steps": 3}, {"k_start": 20}, {"k_start": 48, "k_steps": 3}):
+        with pytest.raises(ValueError, match=r"k_start: expected k = 5 <= k_start <= d_sae = 47 and k_steps >= 1"):
+            saekern.TopKSAE(D, LATENTS, K, **arguments)
+
+
+def test_multi_topk_is_two_budgets():
+    """TopK(k) + TopK(4k)/8 of Gao et al. 2024 is the hierarchical loss with two weights: docs/architectures.md."""
+    sae, x = example()
+    nested = saekern.HierarchicalTopKSAE(
+        D, LATENTS, 4 * K, budgets=[K, 4 * K], budget_weights=[8, 1], dtype=torch.float64, init_seed=1
+    )
+    nested.load_state_dict(sae.state_dict())
+    wide = saekern.TopKSAE(D, LATENTS, 4 * K, dtype=torch.float64, init_seed=1)
+    wide.load_state_dict(sae.state_dict())
+    want = sae.loss(x).total + wide.loss(x).total / 8
+    torch.testing.assert_close(nested.loss(x).total * 9 / 8, want, rtol=1e-12, atol=0)
