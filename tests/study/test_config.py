@@ -15,7 +15,7 @@ def classes() -> list[type]:
     return [StudyConfig, *(cls for cls in nested if dataclasses.is_dataclass(cls))]
 
 
-@pytest.mark.parametrize("config", [StudyConfig(), preset("quickstart")])
+@pytest.mark.parametrize("config", [StudyConfig(), preset("quickstart"), preset("pareto")])
 def test_round_trip(config):
     assert StudyConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
@@ -74,7 +74,7 @@ def test_quickstart_keeps_its_promises():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="preset: expected one of quickstart, got 'quick'"):
+    with pytest.raises(ValueError, match="preset: expected one of pareto, quickstart, got 'quick'"):
         preset("quick")
 
 
