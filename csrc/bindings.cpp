@@ -105,6 +105,7 @@ void bind_kron_encode(const Array<float>& x, const Array<float>& weight_p, const
                       int activation, float eps, Array<float> values, Array<int64_t> indices, Array<float> u,
                       Array<float> v, const Optional<bool>& dead, Array<float> aux_values, Array<int64_t> aux_indices,
                       Array<float> aux_u, Array<float> aux_v, int threads, const std::string& isa) {
+  if (activation < 0 || activation > 2) throw py::value_error("kron_encode: expected activation 0, 1 or 2");
   const KronInput input{x.data(),
                         weight_p.data(),
                         weight_q.data(),
@@ -118,6 +119,7 @@ void bind_kron_encode(const Array<float>& x, const Array<float>& weight_p, const
                         weight_q.shape(1),
                         static_cast<KronActivation>(activation),
                         eps};
+  if (input.heads * input.m * input.n > INT32_MAX) throw py::value_error("kron_encode: at most 2^31 - 1 latents");
   const KronTopK main = kron_top(values, indices, u, v, std::nullopt);
   const KronTopK aux = kron_top(aux_values, aux_indices, aux_u, aux_v, dead);
   const Isa level = isa_of(isa);

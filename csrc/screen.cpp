@@ -34,7 +34,8 @@ Screen::Screen(const ScoreInput& input, int threads, Isa isa)
   // Chunks of equal size in whole blocks of latents: of 256 panels of which 85 fit, 64 at a time and not 85, 85, 85, 1.
   constexpr int64_t kBlockPanels = kLatentBlock / kPanel;
   const int64_t all = padded_ / kPanel;
-  const int64_t fit = kPackedBytes / static_cast<int64_t>(kernel_.panel_words() * sizeof(uint32_t));
+  const int64_t bytes = kernel_.panel_words() * static_cast<int64_t>(sizeof(uint32_t));
+  const int64_t fit = kPackedBytes / std::max<int64_t>(1, bytes);  // rows may have no elements
   const int64_t chunks = divide_up(all, std::max(kBlockPanels, fit / kBlockPanels * kBlockPanels));
   panels_ = std::min(all, round_up(divide_up(all, chunks), kBlockPanels));
   packed_.norm.resize(padded_);

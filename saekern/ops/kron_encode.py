@@ -181,26 +181,9 @@ library.define(
 )
 
 
-def _places(indices: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
-    """Of each latent its row in weight_p [H·M, D] and in weight_q [H·N, D]."""
-    return indices // n, indices // (m * n) * n + indices % n
-
-
 def _backward_reference(grad, indices, u, v, x, weight_p, weight_q, pre_bias, activation, eps, need):
-    m, n = weight_p.shape[1], weight_q.shape[1]
-    places, slopes = _places(indices, m, n), reference.kron_slopes(grad, u, v, activation, eps)
-    of_p, of_q = (
-        reference.topk_encode_backward(slope, slope, at, x, weight.flatten(0, 1), pre_bias, False)
-        for slope, at, weight in zip(slopes, places, (weight_p, weight_q), strict=True)
-    )
-    grads = (
-        of_p[0] + of_q[0],
-        of_p[1].reshape(weight_p.shape),
-        of_q[1].reshape(weight_q.shape),
-        of_p[2].reshape(weight_p.shape[:2]),
-        of_q[2].reshape(weight_q.shape[:2]),
-        of_p[3] + of_q[3],
-    )
+    given = (grad, indices, u, v, x, weight_p, weight_q, pre_bias, activation, eps)
+    grads = reference.kron_encode_backward(*given)
     return tuple(g.to(x.dtype) if wanted else x.new_empty(0) for g, wanted in zip(grads, need, strict=True))
 
 
@@ -208,7 +191,7 @@ def _backward_cpu(grad, indices, u, v, x, weight_p, weight_q, pre_bias, activati
     if x.dtype == torch.float64:
         return _backward_reference(grad, indices, u, v, x, weight_p, weight_q, pre_bias, activation, eps, need)
     m, n = weight_p.shape[1], weight_q.shape[1]
-    places, slopes = _places(indices, m, n), reference.kron_slopes(grad, u, v, activation, eps)
+    places, slopes = reference.kron_places(indices, m, n), reference.kron_slopes(grad, u, v, activation, eps)
     found = []
     for slope, at, weight, wanted in zip(slopes, places, (weight_p, weight_q), (need[1:5:2], need[2:5:2]), strict=True):
         rows = weight.flatten(0, 1)

@@ -281,7 +281,10 @@ def pareto() -> StudyConfig:
         return VariantConfig(name, SAEConfig(arch=arch, d_sae=d_sae, k=k, options=options))
 
     heads: dict[str, Any] = {"m": 2, "n": 4}
-    jump: dict[str, Any] = {"bandwidth": 2.0, "initial_threshold": 2.0}  # in units of the scores, which are some 10 where active
+    jump: dict[str, Any] = {
+        "bandwidth": 2.0,
+        "initial_threshold": 2.0,
+    }  # in units of the scores, which are some 10 where active
     return StudyConfig(
         seeds=2,
         activations=ActivationsConfig(model="tiny", context=128, sequences=4096, heldout_sequences=512),

@@ -3,7 +3,14 @@
 from saekern.reference.adam_step import adam_step
 from saekern.reference.decode import decode, decode_backward, decode_row_gradients, latent_order
 from saekern.reference.hierarchical_loss import hierarchical_loss, hierarchical_loss_backward
-from saekern.reference.kron_encode import kron_encode, kron_factors, kron_products, kron_slopes
+from saekern.reference.kron_encode import (
+    kron_encode,
+    kron_encode_backward,
+    kron_factors,
+    kron_places,
+    kron_products,
+    kron_slopes,
+)
 from saekern.reference.nearest import cosines, nearest, nearest_pairs, nearest_top
 from saekern.reference.ragged_encode import batch_topk_encode, ragged_encode_backward, threshold_encode
 from saekern.reference.row_topk import row_topk
@@ -20,7 +27,9 @@ __all__ = [
     "hierarchical_loss",
     "hierarchical_loss_backward",
     "kron_encode",
+    "kron_encode_backward",
     "kron_factors",
+    "kron_places",
     "kron_products",
     "kron_slopes",
     "latent_order",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from saekern.reference.precision import accumulation
 from saekern.reference.row_topk import row_topk
-from saekern.reference.topk_encode import scores
+from saekern.reference.topk_encode import scores, topk_encode_backward
 
 
 def kron_factors(
@@ -80,3 +80,40 @@ def kron_slopes(grad: Tensor, u: Tensor, v: Tensor, activation: str, eps: float)
     else:
         du, dv = grad * v, grad * u
     return torch.where(off, 0, du), torch.where(off, 0, dv)
+
+
+def kron_encode_backward(
+    grad: Tensor,
+    indices: Tensor,
+    u: Tensor,
+    v: Tensor,
+    x: Tensor,
+    weight_p: Tensor,
+    weight_q: Tensor,
+    pre_bias: Tensor | None,
+    activation: str,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """Gradients to x, both weights, both biases and pre_bias."""
+    (px, pw, pb, pp), (qx, qw, qb, qp) = (
+        topk_encode_backward(slope, slope, at, x, weight.flatten(0, 1), pre_bias, False)
+        for slope, at, weight in zip(
+            kron_slopes(grad, u, v, activation, eps),
+            kron_places(indices, weight_p.shape[1], weight_q.shape[1]),
+            (weight_p, weight_q),
+            strict=True,
+        )
+    )
+    return (
+        px + qx,
+        pw.reshape(weight_p.shape),
+        qw.reshape(weight_q.shape),
+        pb.reshape(weight_p.shape[:2]),
+        qb.reshape(weight_q.shape[:2]),
+        pp + qp,
+    )
+
+
+def kron_places(indices: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
+    """Of each latent (h·M + i)·N + j its row in weight_p [H·M, D] and in weight_q [H·N, D]."""
+    return indices // n, indices // (m * n) * n + indices % n

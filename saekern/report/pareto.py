@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ["#2f7fd0", "#e0792f", "#3d9a50", "#b0478f", "#8a6d3b", "#5b5fc7", "#c0392b", "#2a9d9d", "#7f8c1f"]
-MARKERS = "osD^vP*X<"
+MARKERS = "osD^vPX<"  # one fewer than colours: 72 pairs before one comes back
 
 
 class Point(NamedTuple):
@@ -66,6 +66,7 @@ def pareto(results: Results, ax: "Axes") -> tuple[str, str]:
             marker=MARKERS[i % len(MARKERS)],
             ms=4.5,
             lw=1.2,
+            ls="-" if i < len(COLOURS) else "--",
             color=COLOURS[i % len(COLOURS)],
             label=name,
         )

@@ -31,7 +31,8 @@ class BatchTopKSAE(SAE):
         k: active latents a row on average, 1 ≤ k ≤ F.
         k_aux: dead latents a row in the auxiliary loss; None is the power of two at or below D/2, at most F.
         aux_coefficient: weight of the auxiliary loss.
-        threshold_decay: how much of the threshold a batch leaves.
+        threshold_decay: how much of the threshold a batch leaves. The smallest of k·B codes hardly varies between
+            batches, but moves while training goes on: with 0.99, runs of 195 steps ended with an L0 of 0.55 to 0.7 k.
         init_seed: same seed, same initial bits on every device; None draws one. Kept in `sae.init_seed`.
         dtype, device: of the parameters. The threshold stays float32.
 
@@ -55,7 +56,7 @@ class BatchTopKSAE(SAE):
         *,
         k_aux: int | None = None,
         aux_coefficient: float = 1 / 32,
-        threshold_decay: float = 0.99,
+        threshold_decay: float = 0.9,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,

@@ -46,7 +46,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         prefix_weights: Sequence[float] | None = None,
         k_aux: int | None = None,
         aux_coefficient: float = 1 / 32,
-        threshold_decay: float = 0.99,
+        threshold_decay: float = 0.9,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,

@@ -191,6 +191,13 @@ def test_empty_batch():
     assert values.shape == indices.shape == (0, 3)
 
 
+def test_rows_without_elements():
+    """A panel of such rows takes no bytes; dividing by them killed the process."""
+    values, indices = ops.topk_encode(torch.empty(4, 0), torch.empty(9, 0), torch.arange(9.0), 2)
+    assert torch.equal(values, torch.tensor([8.0, 7.0]).expand(4, 2))
+    assert torch.equal(indices, torch.tensor([8, 7]).expand(4, 2))
+
+
 def test_more_rows_than_one_group():
     """8192 rows are in flight at a time: the second group must not see the first one's candidates."""
     x, weight = torch.randn(8200, 4), torch.randn(70, 4)
