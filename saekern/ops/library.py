@@ -22,8 +22,18 @@ BACKENDS: dict[str, dict[str, str]] = {}  # op -> device -> what runs there, for
 CUDA: dict[str, Callable] = {}  # op -> what the dispatcher calls on CUDA tensors; ops without kernels are not in it
 
 
-def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Callable, fake: Callable) -> None:
-    """Registers one op: `cpu` and `cuda` on their devices, `reference` on all others, `fake` for shapes alone."""
+def define(
+    schema: str,
+    *,
+    cpu: Callable,
+    cuda: Callable | None,
+    reference: Callable,
+    fake: Callable,
+    on_cuda: str = "Triton",
+) -> None:
+    """Registers one op: `cpu` and `cuda` on their devices, `reference` on all others, `fake` for shapes alone.
+
+    on_cuda: what `cuda` is made of."""
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
@@ -33,7 +43,8 @@ def define(schema: str, *, cpu: Callable, cuda: Callable | None, reference: Call
         CUDA[name] = cuda
     torch.library.register_fake(f"saekern::{name}", fake, lib=LIBRARY)
     on_cpu = "reference" if cpu is reference else "C++"
-    BACKENDS[name] = {"CPU": on_cpu, "CUDA": "reference" if cuda is None else "Triton", "others": "reference"}
+    on_cuda = "reference" if cuda is None or cuda is reference else on_cuda
+    BACKENDS[name] = {"CPU": on_cpu, "CUDA": on_cuda, "others": "reference"}
 
 
 _THREADS: ContextVar[int | None] = ContextVar("saekern_threads", default=None)

@@ -99,5 +99,6 @@ library.define(
     cuda=_cuda,
     reference=_reference,
     fake=_fake,
+    on_cuda="torch, by blocks of rows",
 )
 autograd("threshold_encode", relu=False)
