@@ -129,6 +129,14 @@ class SAE(nn.Module):
             norm = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
             weight.div_(torch.where(norm > 0, norm, 1))
 
+    def tie_(self, rows: Tensor) -> None:
+        """Four parameters, so that each latent starts by reading what it writes: encoder and decoder rows are `rows`
+        [F, D], biases 0."""
+        self.W_enc = latent_rows(rows.clone())
+        self.W_dec = nn.Parameter(rows)
+        self.b_enc = nn.Parameter(rows.new_zeros(rows.shape[0]))
+        self.b_dec = nn.Parameter(rows.new_zeros(rows.shape[1]))
+
     def flat(self, x: Tensor) -> Tensor:
         """[..., D] -> [B, D]."""
         if x.dim() == 0 or x.shape[-1] != self.d_in:

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saekern import ops
-from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
+from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.initial import aux_count, check_sizes, seed_or_new, unit_directions
 from saekern.sae.penalty import check_coefficient
 
@@ -72,10 +72,7 @@ class BatchTopKSAE(SAE):
         self.aux_coefficient, self.threshold_decay = aux_coefficient, threshold_decay
         self.init_seed = seed_or_new(init_seed)
         rows = unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
-        self.W_enc = latent_rows(rows.clone())
-        self.W_dec = nn.Parameter(rows)
-        self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
-        self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+        self.tie_(rows)
         self.register_buffer("threshold", rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32)))
 
     def config(self) -> dict[str, Any]:

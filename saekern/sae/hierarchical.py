@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saekern import ops
 from saekern.ops.hierarchical_loss import check_budgets, check_weights
-from saekern.sae.base import Loss, SparseCodes
+from saekern.sae.base import SparseCodes
 from saekern.sae.topk import TopKSAE
 
 
@@ -86,29 +86,15 @@ class HierarchicalTopKSAE(TopKSAE):
         values, indices, _, _, order = self._codes(self.flat(x), k=self._count(k))
         return ops.decode(values, indices, self.W_dec, self.b_dec, order=order).reshape(x.shape)
 
-    def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
-        """Terms "fvu", the weighted mean over the budgets, and "auxk", as in TopKSAE, of the residual at K.
-
-        x̂ is that of K latents and carries no gradient."""
-        rows = self.flat(x)
-        if dead is not None and dead.device.type == "cpu" and not torch.compiler.is_compiling() and not dead.any():
-            dead = None  # elsewhere the question would wait for the device or break the graph
-        k_aux = 0 if dead is None else self.k_aux
-        values, indices, aux_values, aux_indices, order = self._codes(rows, dead if k_aux else None, k_aux)
+    def _unexplained(
+        self, rows: Tensor, values: Tensor, indices: Tensor, order: ops.LatentOrder | None
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted mean over the budgets; x̂ is that of K latents and carries no gradient."""
         error, x_hat = ops.hierarchical_loss(
             values, indices, self.W_dec, self.b_dec, rows, self.budgets, self.budget_weights, order=order
         )
         _, variance = torch.ops.saekern.unexplained_variance(rows.detach(), x_hat)
-        fvu = error * (rows.shape[0] / variance).to(error.dtype)
-        if dead is not None and k_aux:
-            estimate = ops.decode(aux_values, aux_indices, self.W_dec)
-            auxk = self.aux_coefficient * ops.unexplained_variance((rows - x_hat).detach(), estimate)
-            auxk = torch.where(dead.any(), auxk, 0)
-        else:
-            auxk = fvu.new_zeros(())
-        shape = (*x.shape[:-1], self.k)
-        codes = SparseCodes(values.reshape(shape), indices.reshape(shape))
-        return Loss(fvu + auxk, {"fvu": fvu, "auxk": auxk}, x_hat.reshape(x.shape), codes)
+        return error * (rows.shape[0] / variance).to(error.dtype), x_hat
 
     def _count(self, k: int | None) -> int:
         if k is not None and not 1 <= k <= self.k:

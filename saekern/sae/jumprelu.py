@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saekern import ops
-from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
+from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.initial import check_sizes, seed_or_new, unit_directions
 from saekern.sae.penalty import Warmup, check_coefficient
 
@@ -81,10 +81,7 @@ class JumpReLUSAE(SAE):
         self.warmup_steps, self.subtract_b_dec = warmup_steps, subtract_b_dec
         self.init_seed = seed_or_new(init_seed)
         rows = unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
-        self.W_enc = latent_rows(rows.clone())
-        self.W_dec = nn.Parameter(rows)
-        self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
-        self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+        self.tie_(rows)
         exact = torch.promote_types(rows.dtype, torch.float32)
         self.threshold = nn.Parameter(rows.new_full((d_sae,), initial_threshold, dtype=exact))
         self.warmup = Warmup(warmup_steps, device)

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saekern import ops
-from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
+from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.initial import check_sizes, seed_or_new, unit_directions
 from saekern.sae.penalty import Warmup, check_coefficient
 
@@ -59,10 +59,7 @@ class ReLUSAE(SAE):
         self.d_in, self.d_sae, self.l1_coefficient = d_in, d_sae, l1_coefficient
         self.init_seed, self.warmup_steps = seed_or_new(init_seed), warmup_steps
         rows = 0.1 * unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
-        self.W_enc = latent_rows(rows.clone())
-        self.W_dec = nn.Parameter(rows)
-        self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
-        self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+        self.tie_(rows)
         self.warmup = Warmup(warmup_steps, device)
 
     def config(self) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saekern import ops
 from saekern.ops.topk_encode import encode
 from saekern.sae.annealing import Annealing
-from saekern.sae.base import SAE, Loss, SparseCodes, latent_rows
+from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.initial import aux_count, check_sizes, seed_or_new, unit_directions
 
 
@@ -65,10 +65,7 @@ class TopKSAE(SAE):
         self.d_in, self.d_sae, self.k, self.k_aux = d_in, d_sae, k, k_aux
         self.aux_coefficient, self.init_seed = aux_coefficient, seed_or_new(init_seed)
         rows = unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
-        self.W_enc = latent_rows(rows.clone())  # tied: each latent starts by reading what it writes
-        self.W_dec = nn.Parameter(rows)
-        self.b_enc = nn.Parameter(rows.new_zeros(d_sae))
-        self.b_dec = nn.Parameter(rows.new_zeros(d_in))
+        self.tie_(rows)
         self.annealing = None if k_start is None else Annealing(k_start, k, k_steps, device)
 
     def config(self) -> dict[str, Any]:
@@ -103,8 +100,7 @@ class TopKSAE(SAE):
         k_aux = 0 if dead is None else self.k_aux
         k = self.k if self.annealing is None else self.annealing.k(self.training)
         values, indices, aux_values, aux_indices, order = self._codes(rows, dead if k_aux else None, k_aux, k)
-        x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
-        fvu = ops.unexplained_variance(rows, x_hat)
+        fvu, x_hat = self._unexplained(rows, values, indices, order)
         if dead is not None and k_aux:
             estimate = ops.decode(aux_values, aux_indices, self.W_dec)
             auxk = self.aux_coefficient * ops.unexplained_variance((rows - x_hat).detach(), estimate)
@@ -120,3 +116,10 @@ class TopKSAE(SAE):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, ops.LatentOrder | None]:
         """values, indices [B, k] of all latents (k: K or fewer) and [B, k_aux] of the dead; the order of the former."""
         return encode(rows, self.W_enc.T, self.b_enc, k or self.k, pre_bias=self.b_dec, dead=dead, k_aux=k_aux)
+
+    def _unexplained(
+        self, rows: Tensor, values: Tensor, indices: Tensor, order: ops.LatentOrder | None
+    ) -> tuple[Tensor, Tensor]:
+        """The first term of the loss, and x̂."""
+        x_hat = ops.decode(values, indices, self.W_dec, self.b_dec, order=order)
+        return ops.unexplained_variance(rows, x_hat), x_hat
