@@ -377,3 +377,39 @@ def test_the_base_may_be_a_class():
     assert sae.k == K
     with pytest.raises((KeyError, AttributeError)):
         sae.W_dec = torch.nn.Parameter(torch.zeros(LATENTS, D))
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments"),
+    [
+        ("relu", {}),
+        ("jumprelu", {}),
+        ("gated", {}),
+        ("batch_topk", {"k": 4}),
+        ("hierarchical_topk", {"k": 4}),
+        ("matryoshka", {"k": 4}),
+        ("kron", {"k": 4, "m": 2, "n": 4}),
+    ],
+)
+def test_over_every_base(base, arguments, tmp_path):
+    """Learns under its constraint, and its file gives the same SAE."""
+    generator = torch.Generator().manual_seed(0)
+    x, points = torch.randn(64, 16, generator=generator), torch.randn(20, 16, generator=generator)
+    sae = saekern.ArchetypalSAE(16, 48, points=points, relaxation=0.1, base=base, base_args=arguments, init_seed=0)
+    optimizer, losses = torch.optim.Adam(sae.parameters(), 1e-2), []
+    for _ in range(20):
+        loss = sae.loss(x).total
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        sae.project_gradient_()
+        optimizer.step()
+        sae.project_parameters_()
+    assert losses[-1] < losses[0]
+    assert bool((sae.W >= 0).all())
+    torch.testing.assert_close(sae.W.sum(1), torch.ones(48), rtol=1e-5, atol=1e-5)
+    assert float(sae.Lambda.norm(dim=1).max()) <= 0.1 * (1 + 1e-6)
+    saekern.save(sae, tmp_path)
+    again = saekern.load(tmp_path)
+    assert type(again) is type(sae)
+    assert torch.equal(again(x), sae(x))
