@@ -408,7 +408,7 @@ def test_over_every_base(base, arguments, tmp_path):
     assert losses[-1] < losses[0]
     assert bool((sae.W >= 0).all())
     torch.testing.assert_close(sae.W.sum(1), torch.ones(48), rtol=1e-5, atol=1e-5)
-    assert float(sae.Lambda.norm(dim=1).max()) <= 0.1 * (1 + 1e-6)
+    assert float(sae.Lambda.detach().norm(dim=1).max()) <= 0.1 * (1 + 1e-6)
     saekern.save(sae, tmp_path)
     again = saekern.load(tmp_path)
     assert type(again) is type(sae)
