@@ -54,7 +54,7 @@ def test_the_threshold_is_the_average_of_the_smallest_chosen():
     for step in range(4):
         x = rows(20 + step, D)
         values = sae.loss(x).codes.values.detach()
-        least = float(values[values > 0].min())
+        least = float(values.detach()[values > 0].min())
         want = least if step == 0 else 0.75 * want + 0.25 * least
         assert float(sae.threshold) == pytest.approx(want, rel=1e-12)
     with torch.no_grad():
