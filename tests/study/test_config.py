@@ -37,7 +37,7 @@ def test_every_field_has_a_docstring(cls):
         ({"vary": "data"}, "vary: expected"),
         ({"sae": {"k": 5000}}, "sae.k: expected 1 to d_sae = 2048, got 5000"),
         ({"sae": {"arch": "topkk"}}, "sae.arch: expected one of"),
-        ({"sae": {"options": {"heads": 3}}}, "sae.options: topk has no 'heads'; it takes none"),
+        ({"sae": {"options": {"heads": 3}}}, "sae.options: topk has no 'heads'; expected k_start, k_steps"),
         ({"sae": {"options": {"k": 3}}}, "sae.options: k has a setting of its own"),
         ({"sae": {"options": ["k"]}}, "SAEConfig.options: expected dict"),
         ({"stability": {"threshold": 1.5}}, "stability.threshold: expected a cosine"),
