@@ -33,7 +33,7 @@ demo: .venv/demo ## install, then run the quickstart study and write demo/report
 	$(BIN)/saekern study --preset quickstart --out demo
 	@echo "The report: $(CURDIR)/demo/report.html"
 
-test: .venv/dev ## install, then run the tests (under 8 minutes on 2 cores)
+test: .venv/dev ## install, then run the tests (8 minutes on 2 cores)
 	$(PYTEST)
 
 test-slow: .venv/dev ## the tests marked slow: fuzz, sanitizers, install modes (about 10 minutes)
