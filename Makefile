@@ -39,7 +39,7 @@ test: .venv/dev ## install, then run the tests (8 minutes on 2 cores)
 test-slow: .venv/dev ## the tests marked slow: fuzz, sanitizers, install modes (about 10 minutes)
 	$(PYTEST) -m slow
 
-fuzz: .venv/dev ## random cases for every op, a minute each, other ones every day (5 minutes)
+fuzz: .venv/dev ## random cases for every op, a minute each, other ones every day (10 minutes)
 	$(PYTEST) -m slow tests/fuzz
 
 test-install: .venv/dev ## pip install ., -e ., sdist and wheel, each in an environment of its own (3 minutes)

@@ -150,7 +150,90 @@ def vector_assignment(rng):
     assert abs(found.certificate.primal - best) <= 2 * torch.finfo(dtype).eps * largest * max(len(a), 1) * (d + 4)
 
 
-CASES = [topk_encode, row_topk, decode, nearest, assignment, sparse_assignment, vector_assignment]
+def kron_encode(rng):
+    heads, m, n, d = size(rng, 60), size(rng, 6), size(rng, 9), size(rng, 60)
+    b, k = size(rng, 70), rng.randint(1, min(heads * m * n, 40))
+    activation = rng.choice(["mand", "relu", "product"])
+    x, p, q = content(rng, b, d), content(rng, heads, m, d), content(rng, heads, n, d)
+    bias_p, bias_q = content(rng, heads, m), content(rng, heads, n)
+    values, indices = ops.kron_encode(x, p, q, bias_p, bias_q, k, activation=activation)
+    wide = [t.double() for t in (x, p, q, bias_p, bias_q)]
+    u, v = reference.kron_factors(*wide)
+    size_u, size_v = reference.kron_factors(*(t.abs() for t in wide))
+    eps_u, eps_v = (2 * (d + 4) * UNIT * t[..., None] for t in (size_u, size_v))
+    eps = eps_u * (v.abs()[..., None, :] + eps_v.transpose(-1, -2)) + u.abs()[..., None] * eps_v.transpose(-1, -2)
+    score = reference.kron_products(u, v, activation)
+    eps = eps.flatten(1) + 2 * UNIT * score.abs()
+    products = values.double().square() if activation == "mand" else values.double()
+    chosen, bound = score.gather(1, indices), eps.gather(1, indices)
+    assert all(len(set(row.tolist())) == k for row in indices)
+    assert bool(((products - chosen.clamp(min=0)).abs() <= bound + 8 * UNIT * products + 1e-37).all())
+    kth, most = score.topk(k).values[:, -1:], eps.amax(1, keepdim=True)
+    assert bool((chosen >= kth - 2 * most).all())
+
+
+def hierarchical_loss(rng):
+    b, d, f = size(rng, 60), size(rng, 200), size(rng, 500)
+    k = rng.randint(1, min(f, 30))
+    budgets = sorted(rng.sample(range(1, k + 1), rng.randint(1, k)))
+    indices = torch.rand(b, f).argsort(1)[:, :k]
+    tensors = [content(rng, *s) for s in ((b, k), (f, d), (d,), (b, d))]
+
+    def run(values, weight, bias, target):
+        leaves = [t.detach().clone().requires_grad_() for t in (values, weight, bias, target)]
+        loss = ops.hierarchical_loss(leaves[0], indices, *leaves[1:], budgets).loss
+        loss.backward()
+        return loss.detach(), *(leaf.grad for leaf in leaves)
+
+    got, want = run(*tensors), run(*(t.double() for t in tensors))
+    size_of = (tensors[0].double().abs().sum(1).amax() * tensors[1].abs().amax() + tensors[2].abs().amax()) * d + 1
+    largest = float(size_of + tensors[3].abs().amax()) * max(1.0, float(max(t.abs().amax() for t in tensors)))
+    for name, g, w in zip(("loss", "values", "weight", "bias", "target"), got, want, strict=True):
+        assert float((g.double() - w).abs().max()) <= 8 * (k + d + b) * UNIT * largest**2, name
+
+
+def ragged_encoders(rng):
+    b, d, f = size(rng, 50), size(rng, 100), size(rng, 3000)
+    x, weight, bias = content(rng, b, d), content(rng, f, d), content(rng, f)
+    score = x.double() @ weight.double().T + bias.double()
+    eps = 2 * (d + 4) * UNIT * (x.double().abs() @ weight.double().abs().T + bias.double().abs())
+
+    def dense(codes):
+        rows = torch.arange(b).repeat_interleave(codes.offsets.diff())
+        chosen = torch.zeros(b, f, dtype=torch.bool)
+        chosen[rows, codes.indices] = True
+        assert int(chosen.sum()) == codes.indices.numel()
+        values = torch.zeros(b, f, dtype=torch.float64)
+        values[rows, codes.indices] = codes.values.double()
+        return chosen, values
+
+    threshold = rng.choice([-1.0, 0.0, 0.5, 3.0])
+    chosen, values = dense(ops.threshold_encode(x, weight, bias, threshold))
+    assert not bool((chosen & (score < threshold - eps)).any())
+    assert not bool((~chosen & (score > threshold + eps)).any())
+    assert bool(((values - score).abs() <= eps + 1e-37)[chosen].all())
+    total = rng.randint(0, min(b * f, 20 * b))
+    chosen, values = dense(ops.batch_topk_encode(x, weight, bias, total))
+    assert int(chosen.sum()) == total
+    if 0 < total < b * f:
+        least = score.relu().flatten().topk(total).values[-1]
+        assert not bool((chosen & (score.relu() < least - 2 * eps.amax())).any())
+        assert not bool((~chosen & (score.relu() > least + 2 * eps.amax())).any())
+    assert bool(((values - score.relu()).abs() <= eps + 1e-37)[chosen].all())
+
+
+CASES = [
+    topk_encode,
+    kron_encode,
+    ragged_encoders,
+    row_topk,
+    decode,
+    hierarchical_loss,
+    nearest,
+    assignment,
+    sparse_assignment,
+    vector_assignment,
+]
 
 
 @pytest.mark.slow
