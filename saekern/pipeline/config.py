@@ -274,7 +274,7 @@ def quickstart() -> StudyConfig:
 
 
 def pareto() -> StudyConfig:
-    """Every architecture at several sparsities on 400,000 rows of the shipped model, in about three minutes on two cores:
+    """Every architecture at several sparsities on 400,000 rows of the shipped model, three minutes on two cores:
     docs/architectures.md shows the result."""
 
     def variant(name: str, arch: str, k: int = 16, d_sae: int = 1024, **options: Any) -> VariantConfig:
