@@ -1,5 +1,6 @@
 """Other architectures on the rows of a study."""
 
+import dataclasses
 import json
 
 import pytest
@@ -37,3 +38,13 @@ def test_variants_are_trained_evaluated_and_shown(small_config, tmp_path):
     assert again.ran == ("variants/topk-8/000", "variants", "report")
     assert study(small_config(), tmp_path, progress=False).ran == ("report",)
     assert "Other architectures" not in done.report.read_text()
+
+
+def test_another_order_of_the_rows_remakes_them(small_config, tmp_path):
+    """Planted: `data_seed` not among the step's settings; caught."""
+    variants = (VariantConfig("topk-2", SAEConfig(d_sae=48, k=2)),)
+    config = small_config(variants=variants)
+    study(config, tmp_path, progress=False)
+    train = dataclasses.replace(config.train, data_seed=config.train.data_seed + 1)
+    again = study(small_config(variants=variants, train=train), tmp_path, progress=False)
+    assert "variants/topk-2/000" in again.ran
