@@ -76,6 +76,8 @@ def check_options(arch: str, options: Mapping[str, Any]) -> None:
                 raise ValueError(f"sae.options: {name}: expected an integer of at least {least}, got {value!r}")
         if options.get("base", "topk") not in ARCHITECTURES:
             raise ValueError(f"sae.options: base: expected an architecture, got {options['base']!r}")
+        if not isinstance(options.get("base_args", {}), Mapping):
+            raise ValueError(f"sae.options: base_args: expected a JSON object, got {options['base_args']!r}")
     for name in options:
         if name in FIELDS:
             raise ValueError(f"sae.options: {name} has a setting of its own, not in options")

@@ -39,6 +39,12 @@ def test_every_field_has_a_docstring(cls):
         ({"sae": {"arch": "topkk"}}, "sae.arch: expected one of"),
         ({"sae": {"options": {"heads": 3}}}, "sae.options: topk has no 'heads'; expected k_start, k_steps"),
         ({"sae": {"options": {"k": 3}}}, "sae.options: k has a setting of its own"),
+        ({"sae": {"arch": "archetypal"}}, "sae.options: points: expected an integer of at least 1, got 0"),
+        ({"sae": {"arch": "archetypal", "options": {"points": 9, "base": "x"}}}, "sae.options: base: expected an arch"),
+        (
+            {"sae": {"arch": "archetypal", "options": {"points": 9, "base_args": 3}}},
+            "sae.options: base_args: expected a JSON object, got 3",
+        ),
         ({"sae": {"options": ["k"]}}, "SAEConfig.options: expected dict"),
         ({"stability": {"threshold": 1.5}}, "stability.threshold: expected a cosine"),
         ({"stability": {"epsilon": 0.5}}, "stability.epsilon: expected a fraction"),
