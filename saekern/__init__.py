@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from saekern.version import __version__
 
 if TYPE_CHECKING:
-    from saekern import activations, evaluation, matching, ops, report, stability, training
+    from saekern import activations, evaluation, formats, matching, ops, report, stability, training
+    from saekern.formats import load, save
     from saekern.matching import Matching, PairStore, linear_sum_assignment, match, match_all
     from saekern.pipeline import Study, StudyConfig, study
     from saekern.sae import (
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
         JumpReLUSAE,
         KronSAE,
         MatryoshkaSAE,
+        NormalizedSAE,
         ReLUSAE,
         SparseCodes,
         TopKSAE,
-        load,
-        save,
     )
     from saekern.training import TrainConfig, TrainResult, train
 
@@ -42,16 +42,17 @@ _HOMES = {
     "JumpReLUSAE": "sae",
     "KronSAE": "sae",
     "MatryoshkaSAE": "sae",
+    "NormalizedSAE": "sae",
     "ReLUSAE": "sae",
     "SparseCodes": "sae",
     "TopKSAE": "sae",
-    "load": "sae",
-    "save": "sae",
+    "load": "formats",
+    "save": "formats",
     "TrainConfig": "training",
     "TrainResult": "training",
     "train": "training",
 }
-_ROOMS = ("activations", "evaluation", "matching", "ops", "report", "stability", "training")
+_ROOMS = ("activations", "evaluation", "formats", "matching", "ops", "report", "stability", "training")
 
 __all__ = [
     "ArchetypalSAE",
@@ -62,6 +63,7 @@ __all__ = [
     "KronSAE",
     "Matching",
     "MatryoshkaSAE",
+    "NormalizedSAE",
     "PairStore",
     "ReLUSAE",
     "SparseCodes",
@@ -73,6 +75,7 @@ __all__ = [
     "__version__",
     "activations",
     "evaluation",
+    "formats",
     "linear_sum_assignment",
     "load",
     "match",

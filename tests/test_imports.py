@@ -48,6 +48,7 @@ OPTIONAL_LIBRARIES = {
     "datasets",
     "transformers",
     "sklearn",
+    "huggingface_hub",
 }
 
 

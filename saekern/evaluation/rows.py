@@ -38,7 +38,8 @@ def measure(sae: Any, rows: Rows, batch: int = 4096) -> RowMetrics:
     A latent is active where its code is not zero.
 
     Args:
-        sae: has `encode_sparse(x)` (values, indices, offsets), `decode(codes)` and `dictionary` [F, D].
+        sae: has `encode_sparse(x)` (values, indices, offsets), `decode(codes)` or `reconstruct(codes, x)`, and
+            `dictionary` [F, D].
         rows: [n, D] with n ≥ 1 and the SAE's D.
         batch: rows at a time.
 
@@ -50,7 +51,7 @@ def measure(sae: Any, rows: Rows, batch: int = 4096) -> RowMetrics:
     for x in batches(rows, batch):
         codes = encode(sae, x)
         counts += torch.bincount(codes.indices[codes.values != 0].cpu(), minlength=len(counts))
-        residual += float((x.double() - sae.decode(codes).cpu().double()).square().sum())
+        residual += float((x.double() - reconstruction(sae, codes, x).cpu().double()).square().sum())
         variance.add(x)
     total = variance.total()
     explained = 1 - residual / total if total else float("nan")
@@ -130,6 +131,14 @@ def batches(rows: Rows, batch: int) -> Iterator[Tensor]:
 def encode(sae: Any, x: Tensor) -> Any:
     dictionary = sae.dictionary
     return sae.encode_sparse(x.to(dictionary.device, dictionary.dtype))
+
+
+def reconstruction(sae: Any, codes: Any, x: Tensor) -> Tensor:
+    """x̂ of rows x from their codes: `sae.reconstruct(codes, x)`, or `sae.decode(codes)` where there is only that."""
+    if not hasattr(sae, "reconstruct"):
+        return sae.decode(codes)
+    dictionary = sae.dictionary
+    return sae.reconstruct(codes, x.to(dictionary.device, dictionary.dtype))
 
 
 def _dictionary(sae: Any, rows: Rows) -> Tensor:

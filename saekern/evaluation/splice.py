@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saekern.evaluation.rows import encode
+from saekern.evaluation.rows import encode, reconstruction
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def cross_entropy(
         model: any TransformerLens model.
         hook: the hook's name; head dimensions are flattened for the SAE.
         sequences: int64 [count, context], context ≥ 2; every token but the first is predicted.
-        sae: None leaves the model as it is, "zero" puts zeros, an SAE puts `decode(encode_sparse(x))`.
+        sae: None leaves the model as it is, "zero" puts zeros, an SAE puts its reconstruction.
         batch: sequences a forward pass.
         exclude_bos: the first position is never replaced, as in a harvest without it.
 
@@ -81,7 +81,7 @@ def replacement(sae: Any, exclude_bos: bool = True) -> Callable[..., Tensor]:
             out = torch.zeros_like(activation)
         else:
             x = activation.flatten(2).flatten(0, 1)  # [B·T, D]
-            x_hat = sae.decode(encode(sae, x))
+            x_hat = reconstruction(sae, encode(sae, x), x)
             out = x_hat.to(activation).reshape(activation.shape)
         if exclude_bos:
             out[:, 0] = activation[:, 0]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # What SAEConfig has a field of its own for, or the caller gives.
 FIELDS = ("d_in", "d_sae", "k", "k_aux", "aux_coefficient", "init_seed", "dtype", "device")
+OVER_A_BASE = ("archetypal", "normalized")
 SAMPLE = 32_768  # rows, evenly spaced, from which the points of archetypes are made
 
 
@@ -34,6 +35,7 @@ def make_sae(
     options: dict[str, Any] = dict(config.options)
     if config.arch == "archetypal":
         options["points"] = _points(options, rows, init_seed, centred)
+    if config.arch in OVER_A_BASE:
         base = options.get("base", "topk")
         options["base_args"] = {**_given(config, base), **options.get("base_args", {})}
     cls = ARCHITECTURES[config.arch]
@@ -74,6 +76,7 @@ def check_options(arch: str, options: Mapping[str, Any]) -> None:
             value = options.get(name, 0)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"sae.options: {name}: expected an integer of at least {least}, got {value!r}")
+    if arch in OVER_A_BASE:
         if options.get("base", "topk") not in ARCHITECTURES:
             raise ValueError(f"sae.options: base: expected an architecture, got {options['base']!r}")
         if not isinstance(options.get("base_args", {}), Mapping):

@@ -11,6 +11,7 @@ from saekern.sae.jumprelu import JumpReLUSAE
 from saekern.sae.kmeans import KMeans, archetypal_points, kmeans
 from saekern.sae.kron import KronSAE
 from saekern.sae.matryoshka import MatryoshkaSAE
+from saekern.sae.normalized import NormalizedSAE
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
 
@@ -25,6 +26,7 @@ __all__ = [
     "KronSAE",
     "Loss",
     "MatryoshkaSAE",
+    "NormalizedSAE",
     "ReLUSAE",
     "SparseCodes",
     "TopKSAE",

@@ -263,7 +263,7 @@ def over(base: str | type[SAE]) -> type[ArchetypalSAE]:
     from saekern.sae.files import ARCHITECTURES  # which lists this file's class
 
     if isinstance(base, str):
-        known = {name: cls for name, cls in ARCHITECTURES.items() if cls is not ArchetypalSAE}
+        known = {name: cls for name, cls in ARCHITECTURES.items() if name not in ("archetypal", "normalized")}
         if base not in known:
             raise ValueError(f"base: expected an SAE class or one of {', '.join(sorted(known))}, got {base!r}")
         base = known[base]

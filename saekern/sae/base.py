@@ -63,6 +63,13 @@ class SAE(nn.Module):
     wide: ClassVar[tuple[str, ...]] = ()
     """Parameters and buffers that stay float32 when the rest becomes half precision: thresholds."""
 
+    subtract_b_dec: bool = True
+    """The encoder reads x − b_dec, not x. An architecture where that is a choice has an argument of this name."""
+
+    provenance: dict[str, Any]
+    """Where it comes from, JSON types only; saved with it. "model" and "hook" name what its rows were; a format that it
+    was read from has an entry of its own."""
+
     d_in: int
     d_sae: int
     init_seed: int
@@ -71,9 +78,17 @@ class SAE(nn.Module):
     b_enc: nn.Parameter
     b_dec: nn.Parameter
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # which refuses any; architectures have their own
+        self.provenance = {}
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON types only, without dtype and device."""
         raise NotImplementedError
+
+    def encoder_config(self) -> dict[str, Any]:
+        """For `config`: the encoder's choices that are not the default. Files from before there were any have none."""
+        return {} if self.subtract_b_dec else {"subtract_b_dec": False}
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         raise NotImplementedError
@@ -85,6 +100,11 @@ class SAE(nn.Module):
     def dictionary(self) -> Tensor:
         """[F, D], one latent a row: what matching takes."""
         return self.W_dec.detach()
+
+    @property
+    def pre_bias(self) -> Tensor | None:
+        """What the encoder subtracts from x."""
+        return self.b_dec if self.subtract_b_dec else None
 
     def encode(self, x: Tensor) -> Tensor:
         """Dense codes: x [..., D] -> [..., F]."""
@@ -101,9 +121,13 @@ class SAE(nn.Module):
         x_hat = ops.decode(values.reshape(-1, width), indices.reshape(-1, width), self.W_dec, self.b_dec)
         return x_hat.reshape(*values.shape[:-1], self.d_in)
 
+    def reconstruct(self, codes: Tensor | SparseCodes, x: Tensor) -> Tensor:
+        """x̂ [..., D] of x from its codes: `decode`, and back to the scale of x where the encoder normalises rows."""
+        return self.decode(codes).reshape(x.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction: [..., D] -> [..., D]."""
-        return self.decode(self.encode_sparse(x)).reshape(x.shape)
+        return self.reconstruct(self.encode_sparse(x), x)
 
     @torch.no_grad()
     def init_pre_bias_(self, rows: Tensor) -> None:

@@ -33,6 +33,7 @@ class BatchTopKSAE(SAE):
         aux_coefficient: weight of the auxiliary loss.
         threshold_decay: how much of the threshold a batch leaves. The smallest of k·B codes hardly varies between
             batches, but moves while training goes on: with 0.99, runs of 195 steps ended with an L0 of 0.55 to 0.7 k.
+        subtract_b_dec: the encoder reads x − b_dec; False: x.
         init_seed: same seed, same initial bits on every device; None draws one. Kept in `sae.init_seed`.
         dtype, device: of the parameters. The threshold stays float32.
 
@@ -57,12 +58,14 @@ class BatchTopKSAE(SAE):
         k_aux: int | None = None,
         aux_coefficient: float = 1 / 32,
         threshold_decay: float = 0.9,
+        subtract_b_dec: bool = True,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(d_in, d_sae)
+        self.subtract_b_dec = bool(subtract_b_dec)
         if not 1 <= k <= d_sae:
             raise ValueError(f"k: expected 1 <= k <= d_sae = {d_sae}, got {k}")
         check_coefficient("aux_coefficient", aux_coefficient)
@@ -84,6 +87,7 @@ class BatchTopKSAE(SAE):
             "aux_coefficient": self.aux_coefficient,
             "threshold_decay": self.threshold_decay,
             "init_seed": self.init_seed,
+            **self.encoder_config(),
         }
 
     def extra_repr(self) -> str:
@@ -91,13 +95,13 @@ class BatchTopKSAE(SAE):
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The latents above `sae.threshold`: x [..., D], as B rows -> ragged codes."""
-        codes = ops.threshold_encode(self.flat(x), self.W_enc.T, self.b_enc, self.threshold, pre_bias=self.b_dec)
+        codes = ops.threshold_encode(self.flat(x), self.W_enc.T, self.b_enc, self.threshold, pre_bias=self.pre_bias)
         return SparseCodes(*codes[:3])
 
     def encode_batch(self, x: Tensor) -> ops.RaggedCodes:
         """The training's choice: the k·B largest of x [..., D] as B rows, sorted by latent too."""
         rows = self.flat(x)
-        return ops.batch_topk_encode(rows, self.W_enc.T, self.b_enc, self.k * rows.shape[0], pre_bias=self.b_dec)
+        return ops.batch_topk_encode(rows, self.W_enc.T, self.b_enc, self.k * rows.shape[0], pre_bias=self.pre_bias)
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
         """Terms "fvu" and "auxk" for rows x [..., D]; `dead` [F] (bool) marks the latents that the latter revives.
@@ -118,7 +122,7 @@ class BatchTopKSAE(SAE):
         if dead.device.type == "cpu" and not torch.compiler.is_compiling() and not dead.any():
             return torch.zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))  # without a second encode
         _, _, values, indices = ops.topk_encode_aux(
-            rows, self.W_enc.T, self.b_enc, 1, dead, self.k_aux, pre_bias=self.b_dec
+            rows, self.W_enc.T, self.b_enc, 1, dead, self.k_aux, pre_bias=self.pre_bias
         )
         estimate = ops.decode(values, indices, self.W_dec)
         auxk = self.aux_coefficient * ops.unexplained_variance((rows - x_hat).detach(), estimate)

@@ -18,6 +18,7 @@ from saekern.sae.hierarchical import HierarchicalTopKSAE
 from saekern.sae.jumprelu import JumpReLUSAE
 from saekern.sae.kron import KronSAE
 from saekern.sae.matryoshka import MatryoshkaSAE
+from saekern.sae.normalized import NormalizedSAE
 from saekern.sae.relu import ReLUSAE
 from saekern.sae.topk import TopKSAE
 from saekern.version import __version__
@@ -44,6 +45,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         JumpReLUSAE,
         KronSAE,
         MatryoshkaSAE,
+        NormalizedSAE,
         ReLUSAE,
         TopKSAE,
     )
@@ -51,7 +53,8 @@ ARCHITECTURES: dict[str, type[SAE]] = {
 
 
 def save(sae: SAE, path: str | os.PathLike, *, provenance: Mapping[str, Any] | None = None) -> None:
-    """Writes `<path>/sae.safetensors`, then `<path>/config.json`. `provenance` (JSON types) is kept in the config.
+    """Writes `<path>/sae.safetensors`, then `<path>/config.json`. `provenance` (JSON types) is added to
+    `sae.provenance` and kept in the config.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; earlier files are then intact.
@@ -87,6 +90,7 @@ def load(
         sae.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{path / weights}: {error}") from error
+    sae.provenance = dict(config.get("provenance", {}))
     return sae.requires_grad_().to(device=device, dtype=dtype)
 
 
@@ -97,7 +101,7 @@ def describe(sae: SAE, provenance: Mapping[str, Any] | None = None) -> dict[str,
         "version": VERSION,
         "architecture": sae.architecture,
         "sae": sae.config(),
-        "provenance": {"saekern": __version__, "torch": torch.__version__, **(provenance or {})},
+        "provenance": {**sae.provenance, "saekern": __version__, "torch": torch.__version__, **(provenance or {})},
     }
 
 

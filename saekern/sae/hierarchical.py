@@ -27,7 +27,7 @@ class HierarchicalTopKSAE(TopKSAE):
         k: K, the most active latents a row, 1 ≤ K ≤ F.
         budgets: the numbers of active latents that are trained, ascending in [1, K]; None is 1, 2, …, K.
         budget_weights: positive, one for each budget; divided by their sum. None: all the same.
-        k_aux, aux_coefficient, init_seed, dtype, device: as in TopKSAE.
+        k_aux, aux_coefficient, subtract_b_dec, init_seed, dtype, device: as in TopKSAE.
 
     Source: Balagansky et al. 2025 (arXiv 2505.24473), which divides by B K D where we divide by the variance, and has
     neither AuxK nor unit rows in its released code; AuxK as in Gao et al. 2024 (arXiv 2406.04093).
@@ -48,6 +48,7 @@ class HierarchicalTopKSAE(TopKSAE):
         budget_weights: Sequence[float] | None = None,
         k_aux: int | None = None,
         aux_coefficient: float = 1 / 32,
+        subtract_b_dec: bool = True,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -58,6 +59,7 @@ class HierarchicalTopKSAE(TopKSAE):
             k,
             k_aux=k_aux,
             aux_coefficient=aux_coefficient,
+            subtract_b_dec=subtract_b_dec,
             init_seed=init_seed,
             dtype=dtype,
             device=device,

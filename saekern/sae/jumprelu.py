@@ -127,8 +127,7 @@ class JumpReLUSAE(SAE):
         self.threshold.clamp_(min=0)
 
     def _scores_above(self, rows: Tensor, threshold: Tensor) -> ops.RaggedCodes:
-        pre_bias = self.b_dec if self.subtract_b_dec else None
-        return ops.threshold_encode(rows, self.W_enc.T, self.b_enc, threshold, pre_bias=pre_bias)
+        return ops.threshold_encode(rows, self.W_enc.T, self.b_enc, threshold, pre_bias=self.pre_bias)
 
 
 class JumpReLU(torch.autograd.Function):

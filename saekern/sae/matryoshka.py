@@ -26,7 +26,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         k: active latents a row on average, 1 ≤ k ≤ F.
         prefixes: p_1 … p_M, ascending, the last one F; None: F/16, F/8, F/4, F/2, F.
         prefix_weights: positive, one a prefix; divided by their sum. None: all the same.
-        k_aux, aux_coefficient, threshold_decay, init_seed, dtype, device: as in BatchTopKSAE.
+        k_aux, aux_coefficient, threshold_decay, subtract_b_dec, init_seed, dtype, device: as in BatchTopKSAE.
 
     Source: Bussmann, Nabeshima, Karvonen, Nanda 2025 (arXiv 2503.17547), section 3.
 
@@ -47,6 +47,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         k_aux: int | None = None,
         aux_coefficient: float = 1 / 32,
         threshold_decay: float = 0.9,
+        subtract_b_dec: bool = True,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -58,6 +59,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             k_aux=k_aux,
             aux_coefficient=aux_coefficient,
             threshold_decay=threshold_decay,
+            subtract_b_dec=subtract_b_dec,
             init_seed=init_seed,
             dtype=dtype,
             device=device,

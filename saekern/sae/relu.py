@@ -30,6 +30,7 @@ class ReLUSAE(SAE):
         d_in, d_sae: D and F.
         l1_coefficient: λ.
         warmup_steps: λ rises linearly over so many training losses (counted in a saved buffer).
+        subtract_b_dec: the encoder reads x − b_dec; False: x.
         init_seed: same seed, same initial bits on every device; None draws one. Kept in `sae.init_seed`.
         dtype, device: of the parameters.
 
@@ -49,12 +50,14 @@ class ReLUSAE(SAE):
         *,
         l1_coefficient: float = 0.1,
         warmup_steps: int = 0,
+        subtract_b_dec: bool = True,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(d_in, d_sae)
+        self.subtract_b_dec = bool(subtract_b_dec)
         check_coefficient("l1_coefficient", l1_coefficient)
         self.d_in, self.d_sae, self.l1_coefficient = d_in, d_sae, l1_coefficient
         self.init_seed, self.warmup_steps = seed_or_new(init_seed), warmup_steps
@@ -69,6 +72,7 @@ class ReLUSAE(SAE):
             "l1_coefficient": self.l1_coefficient,
             "warmup_steps": self.warmup_steps,
             "init_seed": self.init_seed,
+            **self.encoder_config(),
         }
 
     def extra_repr(self) -> str:
@@ -90,4 +94,4 @@ class ReLUSAE(SAE):
         return Loss(fvu + l1, {"fvu": fvu, "l1": l1}, x_hat.reshape(x.shape), SparseCodes(*codes[:3]))
 
     def _codes(self, rows: Tensor) -> ops.RaggedCodes:
-        return ops.threshold_encode(rows, self.W_enc.T, self.b_enc, 0.0, pre_bias=self.b_dec)
+        return ops.threshold_encode(rows, self.W_enc.T, self.b_enc, 0.0, pre_bias=self.pre_bias)

@@ -27,6 +27,7 @@ class TopKSAE(SAE):
         aux_coefficient: weight of the auxiliary loss.
         k_start, k_steps: train with k_start ≥ k active latents at first, fewer with each loss, k from loss k_steps on.
             Encoding always uses k. None: k from the beginning.
+        subtract_b_dec: the encoder reads x − b_dec; False: x.
         init_seed: same seed, same initial bits on every device; None draws one. Kept in `sae.init_seed`.
         dtype, device: of the parameters.
 
@@ -50,12 +51,14 @@ class TopKSAE(SAE):
         aux_coefficient: float = 1 / 32,
         k_start: int | None = None,
         k_steps: int = 0,
+        subtract_b_dec: bool = True,
         init_seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(d_in, d_sae)
+        self.subtract_b_dec = bool(subtract_b_dec)
         if not 1 <= k <= d_sae:
             raise ValueError(f"k: expected 1 <= k <= d_sae = {d_sae}, got {k}")
         if k_start is not None and not (k <= k_start <= d_sae and k_steps >= 1):
@@ -72,7 +75,7 @@ class TopKSAE(SAE):
         names = ("d_in", "d_sae", "k", "k_aux", "aux_coefficient", "init_seed")
         annealing = self.annealing
         annealed = {} if annealing is None else {"k_start": annealing.start, "k_steps": annealing.steps}
-        return {name: getattr(self, name) for name in names} | annealed
+        return {name: getattr(self, name) for name in names} | annealed | self.encoder_config()
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, d_sae={self.d_sae}, k={self.k}"
@@ -115,7 +118,7 @@ class TopKSAE(SAE):
         self, rows: Tensor, dead: Tensor | None = None, k_aux: int = 0, k: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, ops.LatentOrder | None]:
         """values, indices [B, k] of all latents (k: K or fewer) and [B, k_aux] of the dead; the order of the former."""
-        return encode(rows, self.W_enc.T, self.b_enc, k or self.k, pre_bias=self.b_dec, dead=dead, k_aux=k_aux)
+        return encode(rows, self.W_enc.T, self.b_enc, k or self.k, pre_bias=self.pre_bias, dead=dead, k_aux=k_aux)
 
     def _unexplained(
         self, rows: Tensor, values: Tensor, indices: Tensor, order: ops.LatentOrder | None

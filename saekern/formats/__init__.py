@@ -1,0 +1,6 @@
+"""Other libraries' checkpoints, in and out: one file a format, and the door to them."""
+
+from saekern.formats.checkpoint import Checkpoint, build
+from saekern.formats.registry import detect, examine, formats, load, save
+
+__all__ = ["Checkpoint", "build", "detect", "examine", "formats", "load", "save"]

@@ -1,0 +1,31 @@
+"""Our own files: `config.json` with format "saekern", and `sae.safetensors`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saekern.formats.checkpoint import Checkpoint
+from saekern.formats.source import read_object
+from saekern.sae import SAE, files
+
+NAME = "saekern"
+OPTIONS: dict[str, str] = {}
+
+
+def detect(path: Path) -> str | None:
+    """Why the path looks like this format, or None."""
+    config = path / files.CONFIG
+    if config.is_file() and read_object(config).get("format") == files.FORMAT:
+        return f'{files.CONFIG} with format "{files.FORMAT}"'
+    return None
+
+
+def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
+    sae = files.load(path)
+    arguments = {name: value for name, value in sae.config().items() if name != "init_seed"}
+    notes = ("native: nothing changes",)
+    return Checkpoint(NAME, sae.architecture, arguments, sae.state_dict(), {}, sae.provenance, notes)
+
+
+def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
+    files.save(sae, path)
