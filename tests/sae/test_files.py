@@ -22,8 +22,8 @@ def test_round_trip_is_exact(tmp_path, dtype, sae):
     with torch.no_grad():
         sae.b_enc.normal_()
         sae.b_dec[0] = -0.0
-    saekern.save(sae, tmp_path / "a", provenance={"hook": "blocks.1.hook_resid_pre"})
-    loaded = saekern.load(tmp_path / "a")
+    files.save(sae, tmp_path / "a", provenance={"hook": "blocks.1.hook_resid_pre"})
+    loaded = files.load(tmp_path / "a")
     assert type(loaded) is saekern.TopKSAE
     assert loaded.config() == sae.config()
     assert loaded.config()["init_seed"] == 9
@@ -34,13 +34,13 @@ def test_round_trip_is_exact(tmp_path, dtype, sae):
         assert got.stride() == parameter.stride()
         assert got.contiguous().view(torch.uint8).equal(parameter.contiguous().view(torch.uint8)), name
     assert files.read_config(tmp_path / "a")["provenance"]["hook"] == "blocks.1.hook_resid_pre"
-    assert saekern.load(tmp_path / "a", dtype=torch.float64).W_enc.dtype == torch.float64
-    saekern.save(loaded, tmp_path / "b")
+    assert files.load(tmp_path / "a", dtype=torch.float64).W_enc.dtype == torch.float64
+    files.save(loaded, tmp_path / "b")
     assert (tmp_path / "a" / files.WEIGHTS).read_bytes() == (tmp_path / "b" / files.WEIGHTS).read_bytes()
 
 
 def test_stored_layout(tmp_path, sae):
-    saekern.save(sae, tmp_path)
+    files.save(sae, tmp_path)
     tensors, _ = files.read_tensors(tmp_path / files.WEIGHTS)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     assert shapes == {"W_enc": [6, 20], "W_dec": [20, 6], "b_enc": [20], "b_dec": [6]}
@@ -64,37 +64,37 @@ def edit(path, **changes):
     ],
 )
 def test_foreign_configs_are_refused(tmp_path, sae, changes, message):
-    saekern.save(sae, tmp_path)
+    files.save(sae, tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
-        saekern.load(tmp_path)
+        files.load(tmp_path)
 
 
 def test_missing_and_damaged_files(tmp_path, sae):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist: expected the folder of a saved SAE"):
-        saekern.load(tmp_path)
-    saekern.save(sae, tmp_path)
+        files.load(tmp_path)
+    files.save(sae, tmp_path)
     weights = tmp_path / files.WEIGHTS
     whole = weights.read_bytes()
     for length in (0, 7, 100, len(whole) - 1):
         weights.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"sae\.safetensors is truncated or damaged"):
-            saekern.load(tmp_path)
+            files.load(tmp_path)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"sae\.safetensors does not exist"):
-        saekern.load(tmp_path)
+        files.load(tmp_path)
     (tmp_path / files.CONFIG).write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        saekern.load(tmp_path)
+        files.load(tmp_path)
 
 
 def test_a_missing_tensor_is_named(tmp_path, sae):
-    saekern.save(sae, tmp_path)
+    files.save(sae, tmp_path)
     tensors, metadata = files.read_tensors(tmp_path / files.WEIGHTS)
     del tensors["b_enc"]
     files.write_tensors(tmp_path / files.WEIGHTS, tensors, metadata)
     with pytest.raises(ValueError, match=r'sae\.safetensors: (.|\n)*Missing key\(s\) in state_dict: "b_enc"'):
-        saekern.load(tmp_path)
+        files.load(tmp_path)
 
 
 def test_full_disk_leaves_the_old_files(tmp_path, sae):
@@ -103,7 +103,7 @@ def test_full_disk_leaves_the_old_files(tmp_path, sae):
     Planted: writing to the final name; caught.
     """
     resource = pytest.importorskip("resource")
-    saekern.save(sae, tmp_path)
+    files.save(sae, tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with torch.no_grad():
         sae.b_enc.fill_(1)
@@ -113,7 +113,7 @@ def test_full_disk_leaves_the_old_files(tmp_path, sae):
         with pytest.raises(
             OSError, match=r"cannot write .*sae\.safetensors \(.*\); what was there before is unchanged"
         ):
-            saekern.save(sae, tmp_path)
+            files.save(sae, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -122,7 +122,7 @@ def test_full_disk_leaves_the_old_files(tmp_path, sae):
 def test_a_folder_that_cannot_be_made(tmp_path, sae):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file/run/sae\.safetensors"):
-        saekern.save(sae, tmp_path / "file" / "run")
+        files.save(sae, tmp_path / "file" / "run")
 
 
 def test_any_reader_of_safetensors_reads_it(tmp_path):
