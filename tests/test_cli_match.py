@@ -162,9 +162,9 @@ def test_transposed_tensor_by_name(capsys, tmp_path, rows):
         (["a.npy", "a.npy", "a.npy"], "expected two dictionaries, got 3"),
         (
             ["a.npy", "none.npy"],
-            "none.npy does not exist: expected the folder of an SAE, a .npy or a .safetensors file",
+            "none.npy does not exist: expected an SAE, a .npy or a .safetensors file",
         ),
-        (["a.npy", "text.txt"], "text.txt: expected the folder of an SAE, a .npy or a .safetensors file"),
+        (["a.npy", "text.txt"], "text.txt: no known format (found: text.txt)"),
         (["a.npy", "narrow.npy"], "b: expected shape [Fb, 12] like a's width, got [5, 4]"),
         (["a.npy", "nan.npy"], "nan.npy: expected finite entries, got NaN or Inf in 1 rows, first row 2"),
         (

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train one SAE on an activation cache",
     "match": "match the latents of two SAEs",
     "stability": "feature stability of several SAEs",
+    "convert": "an SAE from one library's files to another's",
     "bench": "run benchmarks",
     "info": "versions, processor, GPU, and which backend each op uses",
 }

@@ -9,12 +9,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from saekern import matching
+from saekern.formats import read_dictionary
 from saekern.matching.assignment import Progress
 from saekern.matching.geometry import as_dictionary, live_rows
 from saekern.pipeline.pairs import match_study
 from saekern.report.figures import need_matplotlib
 from saekern.report.matched import asides, describe, describe_all, draw_cosines, histogram
-from saekern.sae import read_dictionary
 from saekern.sae.files import write_tensors
 from saekern.stability.lazy import Lazy
 from saekern.version import __version__
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "dictionaries",
         metavar="DICTIONARY",
         nargs="+",
-        help="A and B: the folder of an SAE, a .npy or a .safetensors file [F, D]. With --all: two or more, or a study",
+        help="A and B: an SAE in any known format, a .npy or .safetensors file [F, D]; --all: two or more, or a study",
     )
     parser.add_argument("--all", action="store_true", help="match every pair; the same command continues a store")
     parser.add_argument(

@@ -87,7 +87,7 @@ def _kind(hint: Any) -> tuple[Any, dict[str, Any]]:
         count = "*" if arguments[1:] == (...,) else len(arguments)
         return inner, {"nargs": count, "metavar": inner.__name__.upper()}
     if origin is dict:
-        return _pair, {"nargs": "*", "metavar": "NAME=VALUE", "action": _Joined}
+        return name_and_value, {"nargs": "*", "metavar": "NAME=VALUE", "action": _Joined}
     if hint is bool:
         return _truth, {"metavar": "true|false", "nargs": "?", "const": True}
     return hint, {"metavar": hint.__name__.upper()}
@@ -98,7 +98,7 @@ class _Joined(argparse.Action):
         setattr(namespace, self.dest, dict(values))
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def name_and_value(text: str) -> tuple[str, Any]:
     """NAME=VALUE; the value is JSON where it can be read as that, and text otherwise."""
     name, equals, value = text.partition("=")
     if not name or not equals:

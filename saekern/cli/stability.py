@@ -3,13 +3,16 @@
 import argparse
 from pathlib import Path
 
-from saekern import sae, stability
+from saekern import stability
+from saekern.formats import read_dictionary
 from saekern.pipeline.steps import write_json
 from saekern.stability.lazy import Lazy
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("saes", metavar="SAE", nargs="+", help="folders of two or more SAEs of the same model width")
+    parser.add_argument(
+        "saes", metavar="SAE", nargs="+", help="two or more SAEs of the same model width, in any known format"
+    )
     parser.add_argument(
         "--threshold", type=float, default=0.7, help="θ: cosine from which two latents match. Default: 0.7."
     )
@@ -20,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if len(options.saes) < 2:
         raise ValueError(f"SAE: expected at least two folders, got {len(options.saes)}")
-    dictionaries = Lazy(len(options.saes), lambda i: sae.load(options.saes[i]).dictionary)
+    dictionaries = Lazy(len(options.saes), lambda i: read_dictionary(options.saes[i]))
     result = stability.feature_stability(dictionaries, options.threshold, options.epsilon)
     shapes = [tuple(dictionary.shape) for dictionary in dictionaries]
     null = stability.random_null(shapes, draws=1, threshold=options.threshold, epsilon=options.epsilon)

@@ -20,7 +20,7 @@ class Checkpoint:
     architecture: str
     """Ours: "topk", "jumprelu", …"""
     options: Mapping[str, Any]
-    """The constructor's arguments, without `init_seed`, dtype and device."""
+    """The constructor's arguments but dtype and device. Without an `init_seed` it is 0: foreign files name none."""
     tensors: Mapping[str, Tensor]
     """The state dict: W_enc [D, F], W_dec [F, D], b_enc [F], b_dec [D], threshold, … as stored, any strides."""
     kept: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ def build(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", dtype: 
         ValueError: options that the architecture refuses, or tensors that are missing, unexpected or of other shapes.
     """
     cls = ARCHITECTURES[checkpoint.architecture]
-    sae = cls(**checkpoint.options, init_seed=0, device="meta")
+    sae = cls(**{"init_seed": 0, **checkpoint.options}, device="meta")
     expected = sae.state_dict()
     tensors = {name: tensor.to_dense() if tensor.is_sparse else tensor for name, tensor in checkpoint.tensors.items()}
     if expected.keys() != tensors.keys():
@@ -51,5 +51,6 @@ def build(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", dtype: 
     own = {name: tensor.contiguous() if name != "W_enc" else tensor for name, tensor in tensors.items()}
     sae.load_state_dict(own, assign=True)
     sae.requires_grad_()
-    sae.provenance = {**checkpoint.provenance, checkpoint.format: dict(checkpoint.kept)}
+    kept = {checkpoint.format: dict(checkpoint.kept)} if checkpoint.kept else {}
+    sae.provenance = {**checkpoint.provenance, **kept}
     return sae.to(device=device, dtype=dtype)

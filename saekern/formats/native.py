@@ -22,9 +22,8 @@ def detect(path: Path) -> str | None:
 
 def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
     sae = files.load(path)
-    arguments = {name: value for name, value in sae.config().items() if name != "init_seed"}
-    notes = ("native: nothing changes",)
-    return Checkpoint(NAME, sae.architecture, arguments, sae.state_dict(), {}, sae.provenance, notes)
+    notes = ("Our own format: nothing changes.",)
+    return Checkpoint(NAME, sae.architecture, sae.config(), sae.state_dict(), {}, sae.provenance, notes)
 
 
 def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:

@@ -3,7 +3,6 @@
 from saekern.sae.archetypal import ArchetypalSAE
 from saekern.sae.base import SAE, Loss, SparseCodes
 from saekern.sae.batch_topk import BatchTopKSAE
-from saekern.sae.dictionary import read_dictionary
 from saekern.sae.files import load, save
 from saekern.sae.gated import GatedSAE
 from saekern.sae.hierarchical import HierarchicalTopKSAE
@@ -33,6 +32,5 @@ __all__ = [
     "archetypal_points",
     "kmeans",
     "load",
-    "read_dictionary",
     "save",
 ]

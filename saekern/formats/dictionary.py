@@ -9,19 +9,20 @@ import safetensors
 import torch
 from torch import Tensor
 
-from saekern.sae.files import load
+from saekern.formats.registry import load
 
 DECODER = "W_dec"
 
 
 def read_dictionary(path: str | os.PathLike, tensor: str | None = None, transpose: bool = False) -> Tensor:
-    """The decoder [F, D], one latent a row, of the folder of a saved SAE, a `.npy` or a `.safetensors` file.
+    """The decoder [F, D], one latent a row, of an SAE in any format that `saekern.load` recognises, or of an array.
 
     The arrays of files are mapped, not read: their pages come from the file when they are used, and can go again. They
     keep the type that they are stored in; matching widens halves to float32, which is a copy.
 
     Args:
-        path: for a folder the other arguments mean nothing.
+        path: an SAE (a folder, "owner/name" on the hub), for which the other arguments mean nothing; or an array, a
+            `.npy` or a `.safetensors` file.
         tensor: which one of a safetensors file; None takes "W_dec", or else its only matrix.
         transpose: the file holds [D, F], a latent a column, as `torch.nn.Linear` keeps a decoder's weight. Nothing is
             guessed from a shape or a name. Matching copies such an array once.
@@ -32,13 +33,11 @@ def read_dictionary(path: str | os.PathLike, tensor: str | None = None, transpos
             the message lists those that there are.
     """
     path = Path(path)
-    if path.is_dir():
+    readers = {".npy": _read_npy, ".safetensors": lambda path: _read_safetensors(path, tensor)}
+    if path.is_dir() or path.suffix not in readers:
         return load(path).dictionary.detach()
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected the folder of an SAE, a .npy or a .safetensors file")
-    readers = {".npy": _read_npy, ".safetensors": lambda path: _read_safetensors(path, tensor)}
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: expected the folder of an SAE, a .npy or a .safetensors file")
+        raise FileNotFoundError(f"{path} does not exist: expected an SAE, a .npy or a .safetensors file")
     rows = readers[path.suffix](path)
     if rows.dim() != 2 or not rows.is_floating_point():
         got = f"{rows.dtype} {list(rows.shape)}"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saekern.sae import TopKSAE, read_dictionary, save
+from saekern.formats import read_dictionary
+from saekern.sae import TopKSAE, save
 
 
 def file_at(address: int) -> str:
@@ -65,5 +66,6 @@ def test_folder_of_an_sae(tmp_path):
     found = read_dictionary(tmp_path, "ignored", transpose=True)
     assert torch.equal(found, sae.dictionary)
     assert not found.requires_grad
-    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
-        read_dictionary(tmp_path / "..")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no known format \(found: an empty folder\)"):
+        read_dictionary(tmp_path / "empty")
