@@ -75,7 +75,7 @@ def read_npz(file: Path) -> dict[str, Tensor]:
                 if not array.dtype.isnative:
                     array = array.astype(array.dtype.newbyteorder("="))
                 tensors[name] = torch.from_numpy(array)
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is not a readable .npz of numbers: {error}") from error
     return tensors
 
