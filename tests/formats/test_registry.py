@@ -161,7 +161,7 @@ def test_without_a_hub(tmp_path, sae, hub, monkeypatch):
         with pytest.raises(FileNotFoundError, match="does not exist, and is not the name of a repository"):
             saekern.load(name)
     saekern.save(sae, tmp_path)
-    with pytest.raises(ValueError, match="revision: .* is a local path"):
+    with pytest.raises(ValueError, match=r"revision: .* is a local path"):
         saekern.load(tmp_path, revision="v1")
 
 

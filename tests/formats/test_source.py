@@ -105,13 +105,15 @@ def test_safetensors_whose_header_says_it_is_huge(tmp_path):
 
 def write_npz_of_zeros(file, gigabytes):
     """Zeros compress a thousandfold; written in pieces, so that the test does not hold them either."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open("W_enc.npy", "w", force_zip64=True) as member:
-            count = gigabytes * 2**28
-            np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (count,)})
-            block = bytes(2**24)
-            for _ in range(gigabytes * 2**6):
-                member.write(block)
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("W_enc.npy", "w", force_zip64=True) as member,
+    ):
+        shape = (gigabytes * 2**28,)
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        block = bytes(2**24)
+        for _ in range(gigabytes * 2**6):
+            member.write(block)
 
 
 def test_npz_bombs_are_refused_before_they_unfold(tmp_path, monkeypatch):
@@ -124,8 +126,8 @@ def test_npz_bombs_are_refused_before_they_unfold(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [2**30, 2**45, 2**61])
 def test_npz_that_lies_about_its_sizes(tmp_path, count):
-    """The directory promises 16 bytes, the array's header 4 GiB or more than there is in the world. Planted: MemoryError
-    not caught; caught."""
+    """The directory promises 16 bytes, the array's header 4 GiB, or more than there is. Planted: MemoryError not caught;
+    caught."""
     file = tmp_path / "params.npz"
     with zipfile.ZipFile(file, "w") as archive:
         buffer = io.BytesIO()
