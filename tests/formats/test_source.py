@@ -126,8 +126,8 @@ def test_npz_bombs_are_refused_before_they_unfold(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count", [2**30, 2**45, 2**61])
 def test_npz_that_lies_about_its_sizes(tmp_path, count):
-    """The directory promises 16 bytes, the array's header 4 GiB, or more than there is. Planted: MemoryError not caught;
-    caught."""
+    """The directory promises 16 bytes, the array's header 4 GiB, or more than there is. Planted: MemoryError let
+    through; caught."""
     file = tmp_path / "params.npz"
     with zipfile.ZipFile(file, "w") as archive:
         buffer = io.BytesIO()
