@@ -302,7 +302,7 @@ def test_files_and_what_they_say(tmp_path):
     assert torch.equal(again(x), sae(x))
     low = saekern.load(tmp_path, dtype=torch.bfloat16)
     assert low(x.bfloat16()).dtype == torch.bfloat16
-    assert torch.equal(saekern.sae.read_dictionary(tmp_path), sae.dictionary)
+    assert torch.equal(saekern.formats.read_dictionary(tmp_path), sae.dictionary)
 
 
 def test_autocast_keeps_the_dictionary_in_float32():
