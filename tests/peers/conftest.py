@@ -5,7 +5,15 @@ from importlib.metadata import distributions
 
 import pytest
 
-LIBRARIES = ("dictionary-learning", "eai-sparsify", "numpy", "overcomplete", "sae-bench", "sae-lens", "transformer-lens")
+LIBRARIES = (
+    "dictionary-learning",
+    "eai-sparsify",
+    "numpy",
+    "overcomplete",
+    "sae-bench",
+    "sae-lens",
+    "transformer-lens",
+)
 
 
 def asked_for(config: pytest.Config) -> bool:
