@@ -62,6 +62,11 @@ def _cpu(x, weight, bias, total, pre_bias, order):
     return values.to(x.dtype), indices, offsets, *order_of(indices, weight.shape[0], order)
 
 
+def _cuda(x, weight, bias, total, pre_bias, order):
+    with library.without_tf32():
+        return _reference(x, weight, bias, total, pre_bias, order)
+
+
 def _fake(x, weight, bias, total, pre_bias, order):
     index = x.new_empty(total, dtype=torch.int64)
     offsets = x.new_empty(x.shape[0] + 1, dtype=torch.int64)
@@ -74,8 +79,9 @@ library.define(
     "batch_topk_encode(Tensor x, Tensor weight, Tensor? bias, int total, Tensor? pre_bias, bool order)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu,
-    cuda=_reference,
+    cuda=_cuda,
     reference=_reference,
     fake=_fake,
+    on_cuda="torch",
 )
 autograd("batch_topk_encode", relu=True)
