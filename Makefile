@@ -69,7 +69,7 @@ bench-gpu: .venv/dev ## a GPU's answers checked, then its times, into bench/resu
 bench-peers: .venv/dev ## other SAE libraries and assignment solvers into .venv-peers/; `make bench` then has them
 	$(BIN)/python -m saekern.bench.install_peers
 
-results: .venv/dev ## the README's table again from bench/results/*.csv
+results: .venv/dev ## the README's table and docs/results.md again from bench/results/*.csv
 	$(BIN)/python -m saekern.bench.table
 
 bench-quick: .venv/dev ## pytest-benchmark on small shapes, to notice regressions (1 minute)
