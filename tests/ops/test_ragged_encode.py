@@ -1,5 +1,7 @@
 """Gradients of the ragged encoders and of latent_gather against autograd of dense float64 scores, the choice given."""
 
+import importlib
+
 import pytest
 import torch
 from bounds import assert_within_bound
@@ -126,13 +128,18 @@ def test_errors():
 def test_scores_on_cuda_are_never_of_tf32(op, monkeypatch):
     """What the dispatcher calls there is called here. Planted: no guard; not restored after an error. Both caught."""
     matmul = torch.backends.cuda.matmul
-    seen, inner = [], getattr(reference, op)
+    where = {
+        "threshold_encode": "saekern.reference.ragged_encode",
+        "batch_topk_encode": "saekern.ops.batch_topk_encode",
+    }
+    module, seen = importlib.import_module(where[op]), []
+    inner = module.scores
 
     def watched(*arguments, **keywords):
         seen.append(matmul.fp32_precision)
         return inner(*arguments, **keywords)
 
-    monkeypatch.setattr(reference, op, watched)
+    monkeypatch.setattr(module, "scores", watched)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
