@@ -56,9 +56,10 @@ test-lens: .venv/dev ## the tests that need TransformerLens, on the version of .
 	.venv-tl39/bin/python -P -m pytest --basetemp=.venv-tl39/pytest -m lens tests/activations tests/evaluation
 
 PEERS_TEST := -P -m pytest -m peers tests/peers
-test-peers: .venv-peers/ready .venv-saebench/ready ## the tests beside the real libraries, SAEBench in an environment of its own
-	.venv-peers/bin/python $(PEERS_TEST) --basetemp=.venv-peers/pytest
-	.venv-saebench/bin/python $(PEERS_TEST) --basetemp=.venv-saebench/pytest
+test-peers: .venv-peers/ready .venv-saebench/ready ## the tests beside the real libraries, each environment its own, and docs/peers.md
+	.venv-peers/bin/python $(PEERS_TEST) --basetemp=.venv-peers/pytest --junitxml=.venv-peers/report.xml
+	.venv-saebench/bin/python $(PEERS_TEST) --basetemp=.venv-saebench/pytest --junitxml=.venv-saebench/report.xml
+	$(BIN)/python tests/peers/table.py .venv-peers/report.xml .venv-saebench/report.xml
 
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 45 minutes, quiet machine)
 	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench

@@ -20,12 +20,19 @@ def asked_for(config: pytest.Config) -> bool:
     return config.getoption("markexpr") == "peers"
 
 
+def versions() -> str:
+    # Of two with one name, the first in sys.path is the one that is imported.
+    found = {dist.name.lower(): dist.version for dist in reversed(list(distributions()))}
+    return ", ".join(f"{name} {found[name]}" for name in LIBRARIES if name in found)
+
+
 def pytest_report_header(config):
-    if asked_for(config):
-        # Of two with one name, the first in sys.path is the one that is imported.
-        found = {dist.name.lower(): dist.version for dist in reversed(list(distributions()))}
-        return "peers: " + ", ".join(f"{name} {found[name]}" for name in LIBRARIES if name in found)
-    return None
+    return f"peers: {versions()}" if asked_for(config) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(record_testsuite_property):
+    record_testsuite_property("versions", versions())
 
 
 def pytest_sessionfinish(session):
