@@ -9,9 +9,9 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent.parent / "docs" / "peers.md"
 HEAD = """# Beside the real libraries
 
-What `make test-peers` saw last: our code and the libraries' own, on the same weights and rows. A test passes where outputs
-(gradients, losses, files) agree within what rounding explains (`tests/bounds.py`); figures that a test recorded are the worst
-of its cases. The environments: `bench/install_peers.py`, `tests/peers/install_saebench.py`.
+What `make test-peers` saw last: our code and the libraries' own, on the same weights and rows. A test passes where
+outputs (gradients, losses, files) agree within what rounding explains (`tests/bounds.py`); figures that a test recorded
+are the worst of its cases. The environments: `bench/install_peers.py`, `tests/peers/install_saebench.py`.
 
 """
 
