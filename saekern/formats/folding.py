@@ -32,3 +32,22 @@ def fold_norms(
     norms multiplied, and thresholds of such scores stay the same."""
     folded = {name: times(tensors[name], norms) for name in (encoder, *biases)}
     return {**tensors, **folded, decoder: times(tensors[decoder], 1 / norms[:, None])}
+
+
+def not_negative(threshold: Tensor, fold: bool, where: object, notes: list[str]) -> Tensor:
+    """Thresholds of a JumpReLU that has a ReLU before it: those below 0 are 0, and ours has no such ReLU."""
+    count = int((threshold < 0).sum())
+    if not count:
+        return threshold
+    if not fold:
+        raise ValueError(
+            f"{where}: {count} thresholds below 0, where a JumpReLU is a ReLU; pass fold=True to have them raised to 0,"
+            " which is the same function"
+        )
+    notes.append(f"{count} thresholds below 0 are raised to 0: there is a ReLU before them.")
+    return threshold.clamp(min=0)
+
+
+def without_pre_bias(b_enc: Tensor, b_dec: Tensor, w_enc: Tensor) -> Tensor:
+    """(x − b_dec) W + b = x W + (b − b_dec W): the bias of an encoder that reads x itself."""
+    return (b_enc.double() - b_dec.double() @ w_enc.double()).to(b_enc.dtype)

@@ -1,19 +1,17 @@
 """SAELens: `cfg.json` and `sae_weights.safetensors`, of inference and of training checkpoints, before and since 6.0."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saekern.formats.checkpoint import Checkpoint
-from saekern.formats.folding import are_unit, fold_norms, row_norms, times
+from saekern.formats.folding import are_unit, fold_norms, not_negative, row_norms, times
 from saekern.formats.saelens_config import NORMS, Config, is_new, parse
 from saekern.formats.source import read_object, read_safetensors
-from saekern.formats.values import check_tensors, check_threshold, exactly, positive
+from saekern.formats.values import check_tensors, check_threshold, exactly, packed, positive, unpacked
 from saekern.sae import SAE, ArchetypalSAE, NormalizedSAE
 from saekern.sae.files import write_json, write_tensors
 
@@ -67,28 +65,18 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
     tensors = _fold_scale(tensors, _scale(path, config, options), config, fold, notes)
     tensors = _fold_decoder_norms(tensors, config, fold, path, notes)
     if config.architecture == "jumprelu":
-        tensors["threshold"] = _not_negative(tensors["threshold"], fold, path, notes)
+        tensors["threshold"] = not_negative(tensors["threshold"], fold, path / WEIGHTS, notes)
     if "topk_threshold" in tensors:
         exact = torch.promote_types(tensors["W_enc"].dtype, torch.float32)
         tensors["threshold"] = tensors.pop("topk_threshold").to(exact)
         notes.append("topk_threshold is the threshold of inference.")
     if config.reshape == "hook_z":
         notes.append("SAELens flattens [..., heads, d_head] for this SAE; here rows come flattened, [..., d_in].")
-    options_ = {"d_in": config.d_in, "d_sae": config.d_sae, "subtract_b_dec": config.subtract_b_dec}
-    if config.k is not None:
-        options_["k"] = config.k
-    if config.widths is not None:
-        options_["prefixes"] = sorted({*config.widths, config.d_sae})
-    architecture, norm = OURS[config.architecture], NORMS[config.normalize]
-    if norm is not None:
-        base = {name: value for name, value in options_.items() if name not in ("d_in", "d_sae")}
-        sizes = {"d_in": config.d_in, "d_sae": config.d_sae}
-        options_ = {**sizes, "norm": norm, "base": architecture, "base_args": base}
-        architecture, tensors = "normalized", {f"base.{name}": tensor for name, tensor in tensors.items()}
+    architecture, arguments, tensors = _ours(config, tensors)
     metadata = config.content["metadata"]
     known = {"model": metadata.get("model_name"), "hook": metadata.get("hook_name")}
     provenance = {name: value for name, value in known.items() if isinstance(value, str)}
-    return Checkpoint(NAME, architecture, options_, tensors, _kept(path, config, notes), provenance, tuple(notes))
+    return Checkpoint(NAME, architecture, arguments, tensors, _kept(path, config, notes), provenance, tuple(notes))
 
 
 def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
@@ -99,7 +87,7 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
     if architecture not in THEIRS:
         raise ValueError(f"{NAME}: {type(sae).__name__} has no counterpart in SAELens")
     dtype = base.W_enc.dtype
-    tensors = {"W_enc": base.W_enc, "W_dec": base.W_dec, "b_dec": base.b_dec}
+    tensors: dict[str, Tensor] = {"W_enc": base.W_enc, "W_dec": base.W_dec, "b_dec": base.b_dec}
     if architecture == "gated":
         tensors |= {name: getattr(base, name) for name in ("b_gate", "b_mag", "r_mag")}
     else:
@@ -143,10 +131,23 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
 
 def sparsity(sae: SAE) -> Tensor | None:
     """log10(frequency + 1e-10) [F] of each latent, which SAELens' training left beside the weights."""
-    packed = sae.provenance.get(NAME, {}).get("sparsity")
-    if packed is None:
-        return None
-    return torch.from_numpy(np.frombuffer(base64.b64decode(packed), dtype="<f4").astype(np.float32))
+    text = sae.provenance.get(NAME, {}).get("sparsity")
+    return None if text is None else unpacked(text)
+
+
+def _ours(config: Config, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Our architecture, its arguments and its state."""
+    sizes: dict[str, Any] = {"d_in": config.d_in, "d_sae": config.d_sae}
+    arguments: dict[str, Any] = {"subtract_b_dec": config.subtract_b_dec}
+    if config.k is not None:
+        arguments["k"] = config.k
+    if config.widths is not None:
+        arguments["prefixes"] = sorted({*config.widths, config.d_sae})
+    architecture, norm = OURS[config.architecture], NORMS[config.normalize]
+    if norm is None:
+        return architecture, sizes | arguments, tensors
+    inner = {f"base.{name}": tensor for name, tensor in tensors.items()}
+    return "normalized", {**sizes, "norm": norm, "base": architecture, "base_args": arguments}, inner
 
 
 def _tensors(path: Path, config: Config, notes: list[str]) -> dict[str, Tensor]:
@@ -250,19 +251,6 @@ def _fold_decoder_norms(
     return fold_norms(tensors, norms, "W_dec", "W_enc", "b_enc")
 
 
-def _not_negative(threshold: Tensor, fold: bool, path: Path, notes: list[str]) -> Tensor:
-    count = int((threshold < 0).sum())
-    if not count:
-        return threshold
-    if not fold:
-        raise ValueError(
-            f"{path / WEIGHTS}: {count} thresholds below 0, where SAELens' JumpReLU is a ReLU; pass fold=True to have"
-            " them raised to 0, which is the same function"
-        )
-    notes.append(f"{count} thresholds below 0 are raised to 0: SAELens' JumpReLU has a ReLU before them.")
-    return threshold.clamp(min=0)
-
-
 def _kept(path: Path, config: Config, notes: list[str]) -> dict[str, Any]:
     kept: dict[str, Any] = {"cfg": config.content}
     if (path / RUNNER).is_file():
@@ -270,8 +258,7 @@ def _kept(path: Path, config: Config, notes: list[str]) -> dict[str, Any]:
     if (path / SPARSITY).is_file():
         tensors = read_safetensors(path / SPARSITY)
         check_tensors(tensors, {"sparsity": [config.d_sae]}, path / SPARSITY)
-        values = tensors["sparsity"].to(torch.float32).numpy().astype("<f4")
-        kept["sparsity"] = base64.b64encode(values.tobytes()).decode()
+        kept["sparsity"] = packed(tensors["sparsity"])
     used = {CONFIG, WEIGHTS, SPARSITY, RUNNER, SCALER}
     left = sorted(file.name for file in path.iterdir() if file.is_file() and file.name not in used)
     if left:

@@ -61,10 +61,11 @@ def parse(raw: Mapping[str, Any], where: Path, options: Mapping[str, Any]) -> Co
     Raises:
         ValueError: what the file leaves open, contradicts, or cannot be expressed here, by name.
     """
-    content = dict(raw) if is_new(raw) else modernise(raw)
-    metadata = content.setdefault("metadata", {})
+    metadata = raw.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise ValueError(f"{where}: metadata: expected an object, got {type(metadata).__name__}")
+    content = {**raw, "metadata": metadata} if is_new(raw) else modernise(raw)
+    metadata = content["metadata"]
     architecture = content.get("architecture")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -122,9 +123,10 @@ def modernise(raw: Mapping[str, Any]) -> dict[str, Any]:
     old.setdefault("architecture", "standard")
     old.setdefault("reshape_activations", "hook_z" if "hook_z" in str(old.get("hook_name", "")) else "none")
     old.setdefault("apply_b_dec_to_input", True)
-    metadata = old.get("metadata") if isinstance(old.get("metadata"), dict) else {}
-    rest = {name: value for name, value in old.items() if name not in TOP and name != "metadata"}
-    return {name: old[name] for name in TOP if name in old} | {"metadata": {**rest, **metadata}}
+    metadata = old.pop("metadata", None)
+    rest = {name: value for name, value in old.items() if name not in TOP}
+    rest |= metadata if isinstance(metadata, dict) else {}
+    return {name: old[name] for name in TOP if name in old} | {"metadata": rest}
 
 
 def _check_contradictions(architecture: str, activation: str, metadata: Mapping[str, Any], where: Path) -> None:

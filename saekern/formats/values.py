@@ -1,9 +1,11 @@
 """Numbers and tensors of strangers' files, each checked before it is believed."""
 
+import base64
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +15,7 @@ LARGEST = 2**31  # no SAE has so many of anything
 def whole(config: Mapping[str, Any], name: str, where: object, least: int = 1) -> int:
     """A whole number in [least, 2³¹)."""
     value = config.get(name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value < LARGEST or value != int(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < LARGEST or value % 1:
         raise ValueError(f"{where}: {name}: expected a whole number in [{least}, 2**31), got {_shown(value)}")
     return int(value)
 
@@ -65,6 +66,15 @@ def exactly(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         kind = str(dtype).removeprefix("torch.")
         raise ValueError(f"{name}: {kind}, the type of W_enc, cannot hold its values; save sae.to(torch.float32)")
     return cast
+
+
+def packed(tensor: Tensor) -> str:
+    """float32 values as text, bit by bit: what a format has beside the weights, and a number for each latent of."""
+    return base64.b64encode(tensor.detach().cpu().to(torch.float32).numpy().astype("<f4").tobytes()).decode()
+
+
+def unpacked(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32))
 
 
 def _shown(value: Any) -> str:
