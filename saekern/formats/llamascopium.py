@@ -1,4 +1,4 @@
-"""llamascopium (OpenMOSS' Language-Model-SAEs): `config.json` and `sae_weights`; Llama Scope's older `hyperparams.json`."""
+"""llamascopium (OpenMOSS, once lm-saes): `config.json` and `sae_weights`, or Llama Scope's older `hyperparams.json`."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from saekern.formats.checkpoint import Checkpoint
-from saekern.formats.folding import are_unit, fold_norms, row_norms, times, without_pre_bias
-from saekern.formats.source import read_object, read_pickle, read_safetensors
-from saekern.formats.values import check_tensors, check_threshold, choice, flag, packed, positive, unpacked, whole
+from saekern.formats.folding import are_unit, row_norms, without_pre_bias
+from saekern.formats.llamascopium_weights import NORM, THRESHOLD, average_scale, fold_decoder_norms, fold_scale, stored
+from saekern.formats.source import read_object
+from saekern.formats.values import choice, flag, packed, positive, unpacked, whole
 from saekern.sae import SAE, ArchetypalSAE, NormalizedSAE
 from saekern.sae.files import write_json, write_tensors
 
@@ -20,10 +21,7 @@ OPTIONS = {
     "threshold": "for act_fn batchtopk, whose own choice depends on the batch: the score above which a latent is active"
 }
 CONFIG, OLD_CONFIG, WEIGHTS = "config.json", "hyperparams.json", "sae_weights.safetensors"
-# The order in which the library looks for them; .dcp, of several processes, is not read.
-STEMS = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
 NORMS = ("token-wise", "batch-wise", "dataset-wise", "inference", "none")
-THRESHOLD, NORM = "activation_function.log_jumprelu_threshold", "dataset_average_activation_norm."
 THEIRS = {
     "relu": "relu",
     "topk": "topk",
@@ -68,7 +66,7 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
         else int(d_in * positive(config, "expansion_factor", config_file))
     )
     with_bias = flag(config, "use_decoder_bias", config_file, True)
-    tensors, norms, log_threshold = _tensors(path, d_in, d_sae, with_bias, old, act_fn, notes)
+    tensors, norms, log_threshold = stored(path, d_in, d_sae, with_bias, old, act_fn, notes)
     if threshold is not None:
         tensors["threshold"] = torch.full((d_sae,), threshold)
     subtract = old and with_bias and flag(config, "apply_decoder_bias_to_pre_encoder", config_file, True)
@@ -76,9 +74,9 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
     if norm == "batch-wise":
         raise ValueError(f"{config_file}: norm_activation: batch-wise: a row's codes depend on the rest of its batch")
     if norm == "dataset-wise":
-        tensors = _fold_scale(tensors, _scale(config, norms, config_file, old), fold, old, notes)
+        tensors = fold_scale(tensors, average_scale(config, norms, config_file, old), fold, old, notes)
     if flag(config, "sparsity_include_decoder_norm", config_file, True):
-        tensors = _fold_decoder_norms(tensors, act_fn, fold, old, config_file, notes)
+        tensors = fold_decoder_norms(tensors, act_fn, fold, old, config_file, notes)
     arguments: dict[str, Any] = {"subtract_b_dec": subtract}
     if act_fn in ("topk", "batchtopk"):
         arguments["k"] = whole({"top_k": config.get("top_k", 50)}, "top_k", config_file)
@@ -190,122 +188,6 @@ def _activation(
     if act_fn == "topk" and threshold == 0:
         return act_fn, None
     return "jumprelu", float(threshold)  # a topk with a threshold is run as jumprelu by the library
-
-
-def _tensors(
-    path: Path, d_in: int, d_sae: int, with_bias: bool, old: bool, act_fn: str, notes: list[str]
-) -> tuple[dict[str, Tensor], dict[str, float], Tensor | None]:
-    """Ours by name, the average norms, and log(threshold) as stored."""
-    file, found = _weights(path)
-    norms: dict[str, float] = {}
-    for name in [name for name in found if name.startswith(NORM)]:
-        scalar = found.pop(name)
-        if scalar.numel() != 1 or not scalar.is_floating_point():
-            raise ValueError(f"{file}: {name}: expected one number, got {list(scalar.shape)}")
-        if 0 < float(scalar) < math.inf:  # what was never set is whatever lay in memory
-            norms[name.removeprefix(NORM)] = float(scalar)
-        else:
-            notes.append(f"{name} = {float(scalar)} was never set and is left out.")
-    shapes = {"W_E": [d_in, d_sae], "b_E": [d_sae], "W_D": [d_sae, d_in], "b_D": [d_in]}
-    if old:
-        shapes = {
-            "encoder.weight": [d_sae, d_in],
-            "encoder.bias": [d_sae],
-            "decoder.weight": [d_in, d_sae],
-            "decoder.bias": [d_in],
-        }
-    if not with_bias:
-        shapes.popitem()
-    if act_fn == "jumprelu" and not old:
-        shapes[THRESHOLD] = [d_sae]
-    check_tensors(found, shapes, file)
-    encoder, b_enc, decoder = (found[name] for name in list(shapes)[:3])
-    b_dec = found[list(shapes)[3]] if with_bias else encoder.new_zeros(d_in)
-    if not with_bias:
-        notes.append("No decoder bias: b_dec = 0.")
-    if old:
-        encoder, decoder = encoder.T, decoder.T
-        notes.append("encoder.weight and decoder.weight are transposed.")
-    tensors = {"W_enc": encoder, "W_dec": decoder, "b_enc": b_enc, "b_dec": b_dec}
-    log_threshold = found.get(THRESHOLD)
-    if log_threshold is not None:
-        check_threshold(log_threshold, file)
-        tensors["threshold"] = log_threshold.exp()
-        notes.append("threshold = exp(log_jumprelu_threshold).")
-    return tensors, norms, log_threshold
-
-
-def _weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    for stem in STEMS:
-        if (path / f"{stem}.safetensors").is_file():
-            return path / f"{stem}.safetensors", read_safetensors(path / f"{stem}.safetensors")
-        file = path / f"{stem}.pt"
-        if file.is_file():
-            content = read_pickle(file)
-            state = content.get("sae") if isinstance(content, dict) else None
-            if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-                raise ValueError(f'{file}: expected a dictionary with tensors under "sae"')
-            return file, dict(state)
-        if (path / f"{stem}.dcp").exists():
-            raise ValueError(f"{path / stem}.dcp: distributed checkpoints are not read; save it as .safetensors")
-    raise FileNotFoundError(f"{path}: no {', '.join(STEMS)} as .safetensors or .pt")
-
-
-def _scale(config: Mapping[str, Any], norms: Mapping[str, float], where: Path, old: bool) -> float:
-    """√D / the average norm of the rows."""
-    root = math.sqrt(whole(config, "d_model", where))
-    if not old:
-        hook = config.get("hook_point_in")
-        if hook not in norms:
-            raise ValueError(f"{where}: norm_activation: dataset-wise, but the weights have no {NORM}{hook}")
-        return root / norms[hook]
-    given = config.get("dataset_average_activation_norm")
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: dataset_average_activation_norm: expected an object, got {given!r:.60}")
-    inside, out = positive(given, "in", where), positive(given, "out", where)
-    if inside != out:
-        raise ValueError(f"{where}: dataset_average_activation_norm: in {inside} is not out {out}: a transcoder")
-    return root / inside
-
-
-def _fold_scale(tensors: dict[str, Tensor], scale: float, fold: bool, old: bool, notes: list[str]) -> dict[str, Tensor]:
-    if scale == 1:
-        return tensors
-    if not fold:
-        raise ValueError(
-            f"norm_activation: dataset-wise: rows are to be multiplied by {scale:.9g}; pass fold=True to have that"
-            " folded into the weights"
-        )
-    # The one threshold of old files is compared with scores that are folded already.
-    names = ["b_enc", "b_dec"] + ["threshold"] * ("threshold" in tensors and not old)
-    notes.append(f"The rows' scale s = {scale:.9g} is folded: {', '.join(f'{name} / s' for name in names)}.")
-    return {**tensors, **{name: times(tensors[name], 1 / scale) for name in names}}
-
-
-def _fold_decoder_norms(
-    tensors: dict[str, Tensor], act_fn: str, fold: bool, old: bool, where: Path, notes: list[str]
-) -> dict[str, Tensor]:
-    norms = row_norms(tensors["W_dec"])
-    if are_unit(norms, tensors["W_dec"]):
-        return tensors
-    low, high = float(norms.min()), float(norms.max())
-    if not low > 0:
-        raise ValueError(f"{where}: sparsity_include_decoder_norm divides by norms of W_D, and one is {low}")
-    if act_fn == "relu" and not old:
-        notes.append("sparsity_include_decoder_norm: a ReLU does not mind positive factors.")
-        return tensors
-    if not fold:
-        raise ValueError(
-            f"{where}: sparsity_include_decoder_norm: active is decided on scores times ‖W_D‖, here {low:.4g} to"
-            f" {high:.4g}; pass fold=True to have these norms folded"
-        )
-    if act_fn == "jumprelu" and not old:
-        notes.append(f"Decoder norms n, {low:.4g} to {high:.4g}, are folded: threshold / n.")
-        return {**tensors, "threshold": times(tensors["threshold"], 1 / norms)}
-    notes.append(
-        f"Decoder norms n, {low:.4g} to {high:.4g}, are folded: W_enc × n, b_enc × n, W_dec / n; so codes × n."
-    )
-    return fold_norms(tensors, norms, "W_dec", "W_enc", "b_enc")
 
 
 def _log(threshold: Tensor, dtype: torch.dtype, kept: str | None) -> Tensor:
