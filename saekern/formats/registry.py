@@ -24,7 +24,7 @@ from saekern.formats.checkpoint import Checkpoint, build
 from saekern.formats.hub import locate
 from saekern.sae import SAE, files
 
-MODULES = ("native",)
+MODULES = ("native", "gemma_scope", "llamascopium", "saelens")
 
 
 def formats() -> dict[str, ModuleType]:

@@ -1,0 +1,63 @@
+"""`.venv-peers/bin/python tests/formats/make_golden.py [LIBRARY …]`: checkpoints by other libraries, and their outputs.
+
+Each case is what the library's own code saved, a few numbers wide, in tests/formats/golden/<library>/<case>; beside
+it lies <case>.safetensors with rows `x`, the library's codes and reconstructions of them, and what the tolerance comes
+from (`same_function.py`). `make test` reads them without the libraries. Run again, the files stay the same.
+"""
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from saekern.sae.files import write_tensors
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def saelens(folder: Path) -> None:
+    import sae_lens_models as models
+
+    sizes = d, _, _, count = (4, 10, 3, 6)
+    x = models.rows(d, count)
+
+    def keep(name, sae, seen_as=None):
+        """`seen_as`: the SAE whose outputs count, where SAELens itself transforms the saved one."""
+        sae.save_model(folder / name)
+        config = json.loads((folder / name / "cfg.json").read_text())  # SAELens' order of keys changes with each run
+        (folder / name / "cfg.json").write_text(json.dumps(config, sort_keys=True) + "\n")
+        seen = seen_as or sae
+        with torch.no_grad():
+            codes, x_hat = seen.encode(x), seen(x)
+        scores, (decoder, bias, scale) = models.scores(seen, x), models.decoding(seen, x)
+        named = {"x": x, "codes": codes, "x_hat": x_hat, "decoder": decoder, "bias": bias, "scale": scale}
+        named |= {"score": scores.score, "cut": scores.cut, "magnitude": scores.magnitude}
+        named |= {"gain": torch.as_tensor(scores.gain), "terms": torch.tensor(scores.terms)}
+        write_tensors(folder / f"{name}.safetensors", named)
+
+    for architecture in ("standard", "topk", "jumprelu", "gated"):
+        keep(architecture, models.fill(models.made(sizes, architecture)))
+    keep("layer_norm", models.fill(models.made(sizes, "topk", normalize_activations="layer_norm")))
+    constant = {"normalize_activations": "constant_norm_rescale", "apply_b_dec_to_input": False}
+    keep("constant_norm", models.fill(models.made(sizes, "jumprelu", **constant)))
+    half = models.fill(models.made(sizes, "standard", dtype="bfloat16"))
+    keep("bfloat16", half, deepcopy(half).to(torch.float32))
+    for architecture in ("topk", "batchtopk", "matryoshka", "jumprelu"):
+        sae, trainer = models.trained(sizes, architecture)
+        trainer.fit()
+        sae.save_inference_model(folder / "inference")
+        keep(f"training_{architecture}", sae, models.sae_lens.SAE.load_from_disk(folder / "inference"))
+        for file in (folder / "inference").iterdir():
+            file.unlink()
+        (folder / "inference").rmdir()
+
+
+LIBRARIES = {"saelens": saelens}
+
+
+if __name__ == "__main__":
+    for library in sys.argv[1:] or LIBRARIES:
+        LIBRARIES[library](GOLDEN / library)
