@@ -1,0 +1,46 @@
+"""Small files that the real libraries wrote, and their answers, which `make test` reads without the libraries.
+
+`.venv-peers/bin/python -P tests/formats/make_golden.py [NAMES]`, the names of functions below; without, all of them.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import foreign_saes
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def dictionary_learning() -> None:
+    _keep("dictionary_learning")
+
+
+def overcomplete() -> None:
+    _keep("overcomplete")
+
+
+def sparsify() -> None:
+    _keep("sparsify")
+
+
+def _keep(library: str) -> None:
+    write, answer = (getattr(foreign_saes, f"{verb}_{library}") for verb in ("write", "answers"))
+    shutil.rmtree(GOLDEN / library, ignore_errors=True)
+    for foreign in getattr(foreign_saes, library)():
+        folder = GOLDEN / library / foreign.name
+        write(foreign, folder)
+        x = foreign_saes.rows()
+        with torch.no_grad():
+            codes, x_hat = answer(foreign.model, x)
+        save_file({"x": x, "codes": codes.contiguous(), "x_hat": x_hat.contiguous()}, folder / "answers.safetensors")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ("dictionary_learning", "overcomplete", "sparsify"):
+        globals()[name]()
