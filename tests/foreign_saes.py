@@ -2,7 +2,7 @@
 
 Needs the libraries (`make bench-peers`); `formats/make_golden.py` keeps some of it for tests without them."""
 
-import importlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,3 +196,82 @@ def answers_overcomplete(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         _, codes, x_hat = model(x)
     return codes, x_hat
+
+
+# Repositories without a package: the module of a checkout.
+
+
+def module_of(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"checkout_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def openai(checkout: Path) -> Iterator[Foreign]:
+    """github.com/openai/sparse_autoencoder."""
+    library = module_of(checkout / "sparse_autoencoder" / "model.py")
+    torch.manual_seed(0)
+    for name, activation, normalize in (("ReLU", nn.ReLU(), False), ("TopK", library.TopK(K), True)):
+        model = moved(library.Autoencoder(F, D, activation, normalize=normalize))
+        for count in (4, 7):  # which moves its statistics
+            model(rows(count))
+        model.latents_mean_square.copy_(torch.rand(F))
+        yield Foreign(name, model, "sae.pt", {})
+
+
+def write_openai(foreign: Foreign, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(foreign.model.state_dict(), folder / foreign.path)
+
+
+def answers_openai(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    codes, info = model.encode(x)
+    return codes, model.decode(codes, info)
+
+
+def batchtopk(checkout: Path) -> Iterator[Foreign]:
+    """github.com/bartbussmann/BatchTopK. Its logs.py writes the config; only its model is run here."""
+    library = module_of(checkout / "sae.py")
+    classes = {"vanilla": "VanillaSAE", "topk": "TopKSAE", "batchtopk": "BatchTopKSAE", "jumprelu": "JumpReLUSAE"}
+    for kind, name in classes.items():
+        for normalised in (False, True):
+            config = {
+                "seed": 49,
+                "l1_coeff": 0,
+                "dtype": torch.float32,
+                "model_name": "gpt2-small",
+                "hook_point": "blocks.8.hook_resid_pre",
+                "act_size": D,
+                "dict_size": F,
+                "device": "cpu",
+                "input_unit_norm": normalised,
+                "sae_type": kind,
+                "n_batches_to_dead": 5,
+                "top_k": K,
+                "top_k_aux": 4,
+                "aux_penalty": 1 / 32,
+                "bandwidth": 0.001,
+            }
+            model = moved(getattr(library, name)(config))
+            with torch.no_grad():
+                if kind in ("topk", "batchtopk"):
+                    model.b_enc.zero_()  # never trained there
+                if kind == "jumprelu":
+                    model.jumprelu.log_threshold.copy_(torch.linspace(-6, 0.5, F))
+            json_config = config | {"dtype": str(config["dtype"])}
+            options = {"threshold": 0.25} if kind == "batchtopk" else {}
+            yield Foreign(f"{kind}_normalised" if normalised else kind, model, "sae", options, config=json_config)
+
+
+def write_batchtopk(foreign: Foreign, folder: Path) -> None:
+    (folder / foreign.path).mkdir(parents=True, exist_ok=True)
+    torch.save(foreign.model.state_dict(), folder / foreign.path / "sae.pt")
+    (folder / foreign.path / "config.json").write_text(json.dumps(foreign.config, indent=4))
+
+
+def answers_batchtopk(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    out = model(x)
+    return out["feature_acts"], out["sae_out"]

@@ -13,27 +13,44 @@ import saekern
 from saekern.formats import Checkpoint, examine
 
 
-def assert_answers(sae: Any, x: Tensor, codes: Tensor, x_hat: Tensor) -> None:
+def assert_answers(sae: Any, x: Tensor, codes: Tensor, x_hat: Tensor) -> float:
     """Another library's float32 codes [B, F] and x̂ [B, D], and ours, against ours in float64.
 
     Each within 2 ((terms + 2) 2⁻²⁴ magnitude) of a sum of so many terms, carried through the decoder. A code that only
     one of them has is one whose score is at the cut within that bound; such rows are left out for x̂, and must be few.
+    Returns the largest error as a fraction of its bound.
     """
     wide = copy.deepcopy(sae).double()
     want, want_hat = wide.encode(x.double()).detach(), wide(x.double()).detach()
     near, near_hat = _bounds(wide, x.double(), want)
+    worst = 0.0
     for who, got, got_hat in (("theirs", codes, x_hat), ("ours", sae.encode(x), sae(x))):
         got, got_hat = got.detach().double(), got_hat.detach().double()
         both = (got != 0) == (want != 0)
         error = torch.where(both, (got - want).abs(), 0)
         assert bool((error <= near).all()), f"{who}: codes {float((error - near).max()):.3g} beyond the bound"
+        at_cut = (torch.maximum(got, want) - _cut(wide, want)).abs() <= near
+        assert bool((both | at_cut).all()), f"{who}: {int((~both & ~at_cut).sum())} codes that only one has"
         clear = both.all(1)
         assert int((~clear).sum()) <= len(x) // 8, f"{who}: {int((~clear).sum())} rows choose other latents"
         error = (got_hat - want_hat).abs()[clear]
         assert bool((error <= near_hat[clear]).all()), (
             f"{who}: x̂ {float((error - near_hat[clear]).max()):.3g} beyond it"
         )
+        worst = max(worst, float((error / near_hat[clear]).max()))
     assert bool((want != 0).any()), "nothing is active: the case shows nothing"
+    return worst
+
+
+def _cut(wide: Any, codes: Tensor) -> Tensor:
+    """[B, F] the value that a code has where the smallest error decides whether it is one."""
+    inner = wide.base if wide.architecture == "normalized" else wide
+    if hasattr(inner, "threshold"):
+        return inner.threshold.detach().expand_as(codes)
+    if hasattr(inner, "k"):
+        least = torch.where(codes > 0, codes, torch.inf).amin(1, keepdim=True)
+        return torch.where(least.isfinite(), least, 0).expand_as(codes)
+    return torch.zeros_like(codes)  # of a gate, only where its magnitude is 0 as well
 
 
 def _bounds(wide: Any, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,6 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
         tensors["threshold"] = state_dict.threshold_of(logs, False, file)
         kept[LOGS] = state_dict.packed(logs.float())
         notes.append("θ = exp(log_threshold).")
-    if kind in ("vanilla", "jumprelu"):
-        tensors = state_dict.with_counter(tensors)
     found = {"model": config.get("model_name"), "hook": config.get("hook_point")}
     provenance = {name: value for name, value in found.items() if isinstance(value, str) and value}
     if config.get("input_unit_norm", False) is False:  # their default where it is missing

@@ -102,8 +102,6 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
             if threshold <= 0:
                 notes.append(f"threshold {threshold:g} is one not yet set: encoding is a plain ReLU, as theirs is.")
             tensors["threshold"] = buffers["threshold"].clamp(min=0)
-    else:
-        tensors = state_dict.with_counter(tensors)
     if name == "MatryoshkaBatchTopKSAE":
         arguments |= _groups(buffers["group_sizes"], trainer, latents, file, notes)
     if name == "JumpReluAutoEncoder":

@@ -31,6 +31,9 @@ STATISTICS = {
     "latents_activation_frequency": torch.float32,
     "latents_mean_square": torch.float32,
 }
+WITHIN = ("activation.k", "activation.postact_fn")
+"""What its state_dict() writes of a TopK beside activation_state_dict, and its own strict loader then does not expect:
+left out unless the file had them."""
 EPS = 1e-5
 
 
@@ -44,17 +47,19 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
     content = read_pickle(path)
     content = dict(content) if isinstance(content, dict) else content
     activation, k = _activation(content, options, path)
+    within = [name for name in WITHIN if isinstance(content.pop(name, None), (int, str))]
     state = state_dict.checked(content, path)
     statistics = {name: state.pop(name) for name in STATISTICS if name in state}
     tensors = state_dict.renamed(state, NAMES, path, "an autoencoder")
     latents, width = tensors["W_dec"].shape
-    kept = {"statistics": {name: state_dict.packed(_counted(statistics, name, latents, path)) for name in statistics}}
+    packed = {name: state_dict.packed(_counted(statistics, name, latents, path)) for name in statistics}
+    kept: dict[str, Any] = {"statistics": packed, **({"within": True} if within else {})}
     notes = [state_dict.transposed(NAMES)]
     if statistics:
         notes.append(f"Kept beside the SAE, not used: {', '.join(statistics)}.")
     sizes = {"d_in": width, "d_sae": latents}
     if activation == "ReLU":
-        return Checkpoint(NAME, "relu", sizes, state_dict.with_counter(tensors), kept, {}, tuple(notes))
+        return Checkpoint(NAME, "relu", sizes, tensors, kept, {}, tuple(notes))
     notes.append("Rows are normalised (LayerNorm), as its loader does for TopK.")
     arguments = {**sizes, "norm": "layer_norm", "eps": EPS, "base": "topk", "base_args": {"k": k}}
     inner = {f"base.{name}": tensor for name, tensor in tensors.items()}
@@ -77,16 +82,21 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
     architecture, tensors = state_dict.exported(inner, NAME, ("topk", "relu"), fold)
     tensors = state_dict.subtracting(inner, tensors, True, NAME, fold)
     theirs: dict[str, Any] = state_dict.named_back(tensors, NAMES)
-    statistics = state_dict.kept(sae, NAME).get("statistics")
+    kept = state_dict.kept(sae, NAME)
+    statistics = kept.get("statistics")
     for name, dtype in STATISTICS.items():
         text = statistics.get(name) if isinstance(statistics, dict) else None
         before = state_dict.unpacked(text, (sae.d_sae,), dtype)
         start = torch.ones if name == "latents_activation_frequency" else torch.zeros  # as its constructor has them
         theirs[name] = start(sae.d_sae, dtype=dtype) if before is None else before
     if architecture == "topk":
-        theirs |= {"activation": "TopK", "activation_state_dict": {"k": inner.k, "postact_fn": "ReLU"}}
+        settings = {"k": inner.k, "postact_fn": "ReLU"}
+        theirs |= (
+            {f"activation.{name}": value for name, value in settings.items()} if kept.get("within") is True else {}
+        )
+        theirs |= {"activation": "TopK", "activation_state_dict": settings}
     else:
-        theirs |= {"activation": "ReLU"}
+        theirs |= {"activation": "ReLU", "activation_state_dict": {}}
     state_dict.write_pickle(path, theirs)
 
 

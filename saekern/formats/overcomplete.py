@@ -76,6 +76,7 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
         raise ValueError(f"{path}: dictionary.multiplier: expected a number")
     tensors.setdefault("b_enc", tensors["W_enc"].new_zeros(latents))
     tensors["b_dec"] = tensors["W_enc"].new_zeros(width)
+    state_dict.check_shapes(tensors, path)
     notes = ["Transposed: the encoder's weight.", "b_dec is 0: the library has none."]
     kept: dict[str, Any] = {"class": name, "encoder": encoder, "options": dict(options)}
     base: dict[str, Any] = {"subtract_b_dec": False}
@@ -91,14 +92,11 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
         notes.append(
             "Training differs: kernel and bandwidth are not in the file, and its slope is 1/bandwidth as steep."
         )
-    if architecture in ("jumprelu", "relu"):
-        tensors = state_dict.with_counter(tensors)
     sizes = {"d_in": width, "d_sae": latents}
     if not relaxed:
         normalization = _normalization(options, path)
         weights, multiplier = state["dictionary._weights"], state["dictionary.multiplier"]
-        if weights.dim() != 2:
-            raise ValueError(f"{path}: dictionary._weights: expected a matrix, got shape {list(weights.shape)}")
+        state_dict.check_shapes({"W_enc": tensors["W_enc"], "W_dec": weights}, path)
         tensors["W_dec"], more = dictionaries.atoms(weights, multiplier, normalization, fold, path)
         return Checkpoint(NAME, architecture, sizes | base, tensors, kept, {}, (*notes, *more))
     delta = float(check_number(options, "delta", path, "its delta, by default 1.0"))
@@ -135,9 +133,9 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
     name = options.get("class", default)
     if name != default and (name, architecture) != ("JumpSAE", "batch_topk"):
         raise ValueError(f"options: class: expected {default!r} for this SAE, got {name!r}")
-    encoder = kept.get("encoder") if kept.get("encoder") in ENCODERS else "linear"
+    encoder = next((name for name in ENCODERS if name == kept.get("encoder")), "linear")
     encoder = "untied with bias" if encoder == "untied" and tensors["b_enc"].any() else encoder
-    theirs = state_dict.named_back(tensors, ENCODERS[str(encoder)])
+    theirs = state_dict.named_back(tensors, ENCODERS[encoder])
     before_options = kept.get("options")
     options = {**(before_options if isinstance(before_options, dict) else {}), **options}
     if name == "BatchTopKSAE":

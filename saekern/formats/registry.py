@@ -24,7 +24,7 @@ from saekern.formats.checkpoint import Checkpoint, build
 from saekern.formats.hub import locate
 from saekern.sae import SAE, files
 
-MODULES = ("batchtopk", "dictionary_learning", "native", "openai", "overcomplete", "sparsify")
+MODULES = ("native", "batchtopk", "dictionary_learning", "openai", "overcomplete", "sparsify")
 
 
 def formats() -> dict[str, ModuleType]:

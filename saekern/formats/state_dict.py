@@ -47,7 +47,7 @@ def renamed(tensors: Mapping[str, Tensor], names: Names, where: Path, kind: str)
     """The tensors by our names; exactly those of `names`.
 
     Raises:
-        ValueError: missing or unexpected ones, or a weight that is no matrix.
+        ValueError: missing or unexpected ones, or one of another shape or type.
     """
     missing, extra = sorted(names.keys() - tensors.keys()), sorted(tensors.keys() - names.keys())
     if missing or extra:
@@ -57,9 +57,19 @@ def renamed(tensors: Mapping[str, Tensor], names: Names, where: Path, kind: str)
         if transposed and tensors[theirs].dim() != 2:
             raise ValueError(f"{where}: {theirs}: expected a matrix, got shape {list(tensors[theirs].shape)}")
         ours[name] = tensors[theirs].T if transposed else tensors[theirs]
-    if ours["W_dec"].dim() != 2:
-        raise ValueError(f"{where}: W_dec: expected a matrix, got shape {list(ours['W_dec'].shape)}")
+    check_shapes(ours, where)
     return ours
+
+
+def check_shapes(ours: Mapping[str, Tensor], where: Path) -> None:
+    """All of floating point, and what W_enc says their sizes are: before arithmetic that would broadcast others."""
+    sizes = ours["W_enc"].shape
+    expected = {"W_dec": sizes[::-1], "b_dec": sizes[:1]}
+    for name, tensor in ours.items():
+        shape = expected.get(name, sizes[1:] if name != "W_enc" else sizes)
+        if tensor.shape != shape or len(sizes) != 2 or not tensor.is_floating_point():
+            got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise ValueError(f"{where}: {name}: expected floating point of shape {list(shape)}, got {got}")
 
 
 def named_back(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -71,11 +81,6 @@ def named_back(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]
 def transposed(names: Names) -> str:
     """A note."""
     return f"Transposed: {', '.join(theirs for theirs, (_, turned) in names.items() if turned)}."
-
-
-def with_counter(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Also how many losses of ours an SAE with a penalty has seen: none."""
-    return {**tensors, "warmup.count": torch.zeros((), dtype=torch.int64)}
 
 
 def number(content: Mapping[str, Any], name: str, where: Path | str) -> int:

@@ -1,6 +1,7 @@
 """Small files that the real libraries wrote, and their answers, which `make test` reads without the libraries.
 
-`.venv-peers/bin/python -P tests/formats/make_golden.py [NAMES]`, the names of functions below; without, all of them.
+`.venv-peers/bin/python -P tests/formats/make_golden.py [NAMES]`, the names of functions below; without, those of
+libraries that pip installs. The others take a checkout: `openai=path/to/sparse_autoencoder`, `batchtopk=path/to/it`.
 """
 
 import shutil
@@ -17,8 +18,16 @@ import foreign_saes
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def batchtopk(checkout: str) -> None:
+    _keep("batchtopk", Path(checkout))
+
+
 def dictionary_learning() -> None:
     _keep("dictionary_learning")
+
+
+def openai(checkout: str) -> None:
+    _keep("openai", Path(checkout))
 
 
 def overcomplete() -> None:
@@ -29,10 +38,10 @@ def sparsify() -> None:
     _keep("sparsify")
 
 
-def _keep(library: str) -> None:
+def _keep(library: str, *checkout: Path) -> None:
     write, answer = (getattr(foreign_saes, f"{verb}_{library}") for verb in ("write", "answers"))
     shutil.rmtree(GOLDEN / library, ignore_errors=True)
-    for foreign in getattr(foreign_saes, library)():
+    for foreign in getattr(foreign_saes, library)(*checkout):
         folder = GOLDEN / library / foreign.name
         write(foreign, folder)
         x = foreign_saes.rows()
@@ -42,5 +51,6 @@ def _keep(library: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("dictionary_learning", "overcomplete", "sparsify"):
-        globals()[name]()
+    for argument in sys.argv[1:] or ("dictionary_learning", "overcomplete", "sparsify"):
+        name, _, checkout = argument.partition("=")
+        globals()[name](*([checkout] if checkout else []))
