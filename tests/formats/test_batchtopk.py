@@ -60,7 +60,7 @@ def test_answers_of_the_library(name):
         ours = saekern.SparseCodes(*inner.encode_batch(rows)[:3]).dense(inner.d_sae)
         assert torch.equal(ours != 0, codes != 0)
         # A threshold between the smallest chosen and the largest other score makes the same choice row by row.
-        inner.threshold.fill_(float(ours[ours > 0].min()) - 1e-6)
+        inner.threshold.fill_(float(ours.detach()[ours > 0].min()) - 1e-6)
     assert_answers(sae, x, codes, answers["x_hat"])
 
 

@@ -1,7 +1,8 @@
 """dictionary_learning's files, made with the library by `make_golden.py`: answers, round trips, refusals.
 
 Planted: decoder.weight not transposed; threshold −1 read as −1; k written as int64; b_dec subtracted in AutoEncoderNew;
-group_sizes read as prefixes; biases of a backup not scaled; negative thresholds not refused; caught.
+group_sizes read as prefixes; biases of a backup not scaled; negative thresholds not refused; b_dec W_enc moved with
+the wrong sign, or past a gate's magnitudes without exp(r_mag); caught.
 """
 
 import json

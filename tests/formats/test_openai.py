@@ -1,7 +1,7 @@
 """OpenAI's files, made with its code by `make_golden.py`: answers, round trips, refusals.
 
-Planted: rows not normalised for TopK; ε added when the scale is undone; latent_bias and pre_bias exchanged in a square
-SAE; a file without an activation read as a ReLU; statistics lost; caught.
+Planted: rows of constant norm for TopK; ε added when the scale is undone; a file without an activation read as a ReLU;
+statistics lost; caught.
 """
 
 from pathlib import Path
