@@ -1,26 +1,52 @@
-"""`.venv-peers/bin/python tests/formats/make_golden.py [LIBRARY …]`: checkpoints by other libraries, and their outputs.
+"""Small files that the real libraries wrote, and their answers, which `make test` reads without the libraries.
 
-Each case is what the library's own code saved, a few numbers wide, in tests/formats/golden/<library>/<case>; beside
-it lies <case>.safetensors with rows `x`, the library's codes and reconstructions of them, and what the tolerance comes
-from (`same_function.py`). `make test` reads them without the libraries. Run again, the files stay the same.
+`.venv-peers/bin/python -P tests/formats/make_golden.py [NAMES]`, the names of functions below; without, those of
+libraries that pip installs. The others take a checkout: `openai=path/to/sparse_autoencoder`, `batchtopk=path/to/it`.
+
+Each case is what the library's own code saved, a few numbers wide, in golden/<library>/<case>; with it lie rows `x`,
+the library's codes and reconstructions of them, and for SAELens what the tolerance comes from (`same_function.py`).
+Run again, the files stay the same.
 """
 
 import json
+import shutil
 import sys
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import foreign_saes
+
 from saekern.sae.files import write_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
+INSTALLED = ("dictionary_learning", "overcomplete", "saelens", "sparsify")
 
 
-def saelens(folder: Path) -> None:
+def batchtopk(checkout: str) -> None:
+    _keep("batchtopk", Path(checkout))
+
+
+def dictionary_learning() -> None:
+    _keep("dictionary_learning")
+
+
+def openai(checkout: str) -> None:
+    _keep("openai", Path(checkout))
+
+
+def overcomplete() -> None:
+    _keep("overcomplete")
+
+
+def saelens() -> None:
     import sae_lens_models as models
 
+    folder = GOLDEN / "saelens"
     sizes = d, _, _, count = (4, 10, 3, 6)
     x = models.rows(d, count)
 
@@ -55,9 +81,23 @@ def saelens(folder: Path) -> None:
         (folder / "inference").rmdir()
 
 
-LIBRARIES = {"saelens": saelens}
+def sparsify() -> None:
+    _keep("sparsify")
+
+
+def _keep(library: str, *checkout: Path) -> None:
+    write, answer = (getattr(foreign_saes, f"{verb}_{library}") for verb in ("write", "answers"))
+    shutil.rmtree(GOLDEN / library, ignore_errors=True)
+    for foreign in getattr(foreign_saes, library)(*checkout):
+        folder = GOLDEN / library / foreign.name
+        write(foreign, folder)
+        x = foreign_saes.rows()
+        with torch.no_grad():
+            codes, x_hat = answer(foreign.model, x)
+        save_file({"x": x, "codes": codes.contiguous(), "x_hat": x_hat.contiguous()}, folder / "answers.safetensors")
 
 
 if __name__ == "__main__":
-    for library in sys.argv[1:] or LIBRARIES:
-        LIBRARIES[library](GOLDEN / library)
+    for argument in sys.argv[1:] or INSTALLED:
+        name, _, checkout = argument.partition("=")
+        globals()[name](*([checkout] if checkout else []))
