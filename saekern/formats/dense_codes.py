@@ -24,8 +24,9 @@ def encode_through(sae: SAE, x: Tensor, hook: Callable[[Tensor], Tensor]) -> Ten
     if isinstance(sae, KronSAE):
         weights = (sae.W_p.unflatten(0, (sae.heads, sae.m)), sae.W_q.unflatten(0, (sae.heads, sae.n)))
         biases = (sae.b_p.view(sae.heads, sae.m), sae.b_q.view(sae.heads, sae.n))
-        products = reference.kron_products(*reference.kron_factors(flat, *weights, *biases, sae.pre_bias), sae.activation)
-        best, indices = ops.row_topk(hook(products.to(x.dtype).reshape(shape)).reshape(-1, sae.d_sae), sae.k)
+        factors = reference.kron_factors(flat, *weights, *biases, sae.pre_bias)
+        products = hook(reference.kron_products(*factors, sae.activation).to(x.dtype).reshape(shape))
+        best, indices = ops.row_topk(products.reshape(-1, sae.d_sae), sae.k)
         values = (best + sae.eps).sqrt() if sae.activation == "mand" else best.relu()
         return SparseCodes(values, indices).dense(sae.d_sae).reshape(shape)
     rows = flat if sae.pre_bias is None else flat - sae.pre_bias

@@ -1,4 +1,4 @@
-"""SAELens' classes for our architectures. Imports sae_lens: only `sae_lens_module` imports this, when it is asked to."""
+"""SAELens' classes for our architectures. It imports sae_lens, and only `sae_lens_module` imports it, when asked to."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -101,7 +101,9 @@ class SaekernSAE(LensSAE[SaekernConfig]):
         if not isinstance(self.saekern, NormalizedSAE):
             return x
         if self._undo is None:
-            raise ValueError("decode: this SAE normalises rows; their scale is known only after encode of the same rows")
+            raise ValueError(
+                "decode: this SAE normalises rows, whose scale it knows only after encode of the same rows"
+            )
         (mean, scale), self._undo = self._undo, None
         return x * scale + mean
 
@@ -127,10 +129,10 @@ class SaekernSAE(LensSAE[SaekernConfig]):
             )
 
     def fold_W_dec_norm(self) -> None:
-        raise NotImplementedError("our SAEs have unit decoder rows or select without them; saekern folds nothing in place")
+        raise NotImplementedError("saekern's encoders do not select by decoder norms; folding them would change that")
 
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        raise NotImplementedError("a scale of the activations is folded when a file is read: saekern.load(..., fold=True)")
+        raise NotImplementedError("scales of activations are folded when a file is read: saekern.load(..., fold=True)")
 
     def fold_activation_whitening(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("saekern's SAEs do not fold a whitening")
