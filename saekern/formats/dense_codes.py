@@ -46,6 +46,7 @@ class LastCodes:
 
     Between the two calls anybody may have changed the dense tensor, in ways that autograd sees or not. So `decode`
     compares it with what was made, a pass over it where the product would be D passes, and multiplies if they differ.
+    On a GPU the host waits for that answer; inside a graph's capture it multiplies.
     """
 
     def __init__(self) -> None:
