@@ -99,8 +99,9 @@ def _class() -> Any:
             self.W_enc = _frozen(_scaled(getattr(sae, "W_enc", weight.new_zeros(sae.d_in, sae.d_sae)), scale))
             self.b_enc = _frozen(_scaled(getattr(sae, "b_enc", weight.new_zeros(sae.d_sae)), scale))
             self.b_dec = _frozen(sae.b_dec)
-            if hasattr(sae, "b_mag"):
-                self.b_mag = _frozen(_scaled(sae.b_mag, scale))  # SAEBench reads it of gated ones
+            magnitudes: Tensor | None = getattr(sae, "b_mag", None)
+            if magnitudes is not None:
+                self.b_mag = _frozen(_scaled(magnitudes, scale))  # SAEBench reads it of gated ones
             self.cfg.d_in, self.cfg.d_sae = sae.d_in, sae.d_sae
             self.cfg.architecture = sae.architecture
             self.cfg.apply_b_dec_to_input = sae.subtract_b_dec
