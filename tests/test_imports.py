@@ -43,6 +43,8 @@ OPTIONAL_LIBRARIES = {
     "transformer_lens",
     "matplotlib",
     "triton",
+    "sae_bench",
+    "sae_lens",
     "wandb",
     "tensorboard",
     "datasets",
