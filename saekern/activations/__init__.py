@@ -2,6 +2,7 @@
 
 from saekern.activations.cache import ActivationCache, open_cache
 from saekern.activations.harvest import harvest
+from saekern.activations.hugging_face import HookedModule, load_hugging_face
 from saekern.activations.language_model import load_model, tiny_model, tiny_record, weights_hash
 from saekern.activations.python_source import python_source_sequences
 from saekern.activations.rows import Rows, ShardRows, TensorRows, open_shards
@@ -9,11 +10,13 @@ from saekern.activations.synthetic import SyntheticRows, synthetic_rows
 
 __all__ = [
     "ActivationCache",
+    "HookedModule",
     "Rows",
     "ShardRows",
     "SyntheticRows",
     "TensorRows",
     "harvest",
+    "load_hugging_face",
     "load_model",
     "open_cache",
     "open_shards",

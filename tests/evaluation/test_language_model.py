@@ -63,7 +63,7 @@ def test_bad_arguments(sae):
         cross_entropy(model, "h", torch.zeros(3, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="'k' is not a hook of this model"):
         cross_entropy(model, "k", torch.zeros(3, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="expected an SAE, \"zero\" or None, got 'mean'"):
+    with pytest.raises(ValueError, match="expected an SAE, \"zero\", a row or None, got 'mean'"):
         cross_entropy(model, "h", torch.zeros(3, 2, dtype=torch.int64), "mean")
 
 
