@@ -129,6 +129,7 @@ def language_model_metrics(
     exclude_tokens: Sequence[int] = (),
     attention_mask: Tensor | None = None,
     mean: Tensor | None = None,
+    ablate_all: bool = False,
 ) -> LanguageModelMetrics:
     """Cross entropy and KL divergence with an SAE, zeros and the mean activation at a hook, streamed in float64.
 
@@ -141,6 +142,8 @@ def language_model_metrics(
             counted, as position or as predicted token.
         mean: the row [D] of the mean ablation; None: the mean at the replaced positions, by one more pass up to the
             hook.
+        ablate_all: zeros and the mean stand at every position, also where the SAE does not, as in SAELens. That makes
+            the ablation, and so what is recovered, larger where positions like BOS matter much.
 
     Raises:
         ValueError: as `cross_entropy`, or nothing is left to count.
@@ -171,7 +174,8 @@ def language_model_metrics(
         clean = _logits(model, hook, tokens, None, mask)
         predicted = counted[:, :-1] if mask is None else counted[:, :-1] & (mask[:, 1:].cpu() != 0)
         for name, what in ways.items():
-            logits = clean if name == "clean" else _logits(model, hook, tokens, replacement(what, False, replaced), mask)
+            where = None if ablate_all and name != "sae" else replaced
+            logits = clean if name == "clean" else _logits(model, hook, tokens, replacement(what, False, where), mask)
             ce, kl = _losses(logits, None if name == "clean" else clean, tokens)
             sums[name].add(ce[:, :-1], predicted, kl, counted)
     count = sums["clean"]

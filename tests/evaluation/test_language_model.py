@@ -105,6 +105,12 @@ def test_language_model_metrics(sae, monkeypatch, batch, exclude_bos, special, p
         torch.testing.assert_close(loss.ce_by_position, by_position, rtol=1e-5, atol=1e-7, equal_nan=True)
         by_position = torch.stack([kl[:, t][counted[:, t]].mean() for t in range(5)])
         torch.testing.assert_close(loss.kl_by_position, by_position, rtol=1e-5, atol=1e-7, equal_nan=True)
+    everywhere = language_model_metrics(
+        model, "h", tokens, sae, batch=batch, exclude_bos=exclude_bos, mean=mean, ablate_all=True
+    )
+    logits = (torch.zeros(7, 5, 6) @ model.unembed.T).double()
+    ce = -logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None])
+    assert everywhere.zero.ce == pytest.approx(float(ce.mean()), rel=1e-6)
     for ablation in ("zero", "mean"):
         ablated = getattr(got, ablation)
         assert got.ce_recovered(ablation) == (ablated.ce - got.sae.ce) / (ablated.ce - got.clean.ce)
