@@ -61,11 +61,15 @@ class LazyTensor(Tensor):
         shape, dtype, device: its own.
         needs_grad: it will have a gradient.
         codes: what is in it, where it is sparse and [B, F].
+
+    Attributes:
+        source: anything that whoever made it wants to find again.
     """
 
     make: Callable[[], Tensor]
     codes: Codes | None
     made: Tensor | None
+    source: Any
 
     @staticmethod
     def __new__(
@@ -78,7 +82,7 @@ class LazyTensor(Tensor):
         codes: Codes | None = None,
     ) -> "LazyTensor":
         lazy = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device, requires_grad=needs_grad)
-        lazy.make, lazy.codes, lazy.made = make, codes, None
+        lazy.make, lazy.codes, lazy.made, lazy.source = make, codes, None, None
         if needs_grad:
             with torch._C.DisableTorchFunctionSubclass():
                 lazy.register_hook(lost_gradient)
@@ -86,7 +90,8 @@ class LazyTensor(Tensor):
 
     def dense(self) -> Tensor:
         if self.made is None:
-            self.made = self.make()
+            with torch.set_grad_enabled(self.requires_grad):  # the first reader may be a log, the second a loss
+                self.made = self.make()
         return self.made
 
     def current_codes(self) -> Codes | None:
