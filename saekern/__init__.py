@@ -7,6 +7,7 @@ from saekern.version import __version__
 
 if TYPE_CHECKING:
     from saekern import activations, evaluation, formats, matching, ops, report, stability, training
+    from saekern.acceleration import Handle, accelerate
     from saekern.formats import load, save
     from saekern.matching import Matching, PairStore, linear_sum_assignment, match, match_all
     from saekern.pipeline import Study, StudyConfig, study
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Public name -> where it lives. Loaded on first use: torch takes a second that `saekern --help` should not.
 _HOMES = {
+    "Handle": "acceleration",
+    "accelerate": "acceleration",
     "Matching": "matching",
     "PairStore": "matching",
     "linear_sum_assignment": "matching",
@@ -58,6 +61,7 @@ __all__ = [
     "ArchetypalSAE",
     "BatchTopKSAE",
     "GatedSAE",
+    "Handle",
     "HierarchicalTopKSAE",
     "JumpReLUSAE",
     "KronSAE",
@@ -73,6 +77,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "__version__",
+    "accelerate",
     "activations",
     "evaluation",
     "formats",
