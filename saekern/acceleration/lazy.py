@@ -60,7 +60,7 @@ class LazyTensor(Tensor):
         make: returns the dense tensor.
         shape, dtype, device: its own.
         needs_grad: it will have a gradient.
-        codes: what is in it, where it is sparse and [B, F].
+        codes: what is in it, as rows, where it is sparse.
     """
 
     make: Callable[[], Tensor]
@@ -89,9 +89,14 @@ class LazyTensor(Tensor):
             self.made = self.make()
         return self.made
 
+    def sparse(self) -> bool:
+        """Do the codes stand for it, [B, F]?"""
+        return self.codes is not None and self.made is None and self.codes.rows == self.shape[0] and self.ndim == 2
+
     def current_codes(self) -> Codes | None:
-        """The codes, unless somebody has written into the dense tensor since."""
-        return self.codes if self.made is None or self.made._version == 0 else None
+        """The codes, unless somebody wrote into the dense tensor since, or wants its gradient."""
+        untouched = self.made is None or (self.made._version == 0 and not self.made.retains_grad)
+        return self.codes if untouched else None
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -117,10 +122,9 @@ class LazyTensor(Tensor):
 def lazy_codes(codes: Codes, shape: tuple[int, ...] | None = None) -> LazyTensor:
     """Codes as the dense tensor of that shape, [B, F] unless given, whose last size is F."""
     shape = (codes.rows, codes.latents) if shape is None else shape
-    known = codes if len(shape) == 2 else None
     values = codes.values
     return LazyTensor(
-        lambda: codes.dense().view(shape), shape, values.dtype, values.device, values.requires_grad, known
+        lambda: codes.dense().view(shape), shape, values.dtype, values.device, values.requires_grad, codes
     )
 
 
