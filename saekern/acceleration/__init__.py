@@ -1,4 +1,4 @@
-"""Other libraries' SAEs and trainers on our kernels, in place: same class, same checkpoints, same numbers, less time."""
+"""Other libraries' SAEs and trainers on our kernels, in place: same class, same files, same numbers, less time."""
 
 from importlib import import_module
 from typing import Any

@@ -15,8 +15,8 @@ from saekern import ops
 from saekern.acceleration.encoder import transposed
 from saekern.acceleration.handle import Patch, replaces
 from saekern.acceleration.layout import Layout
-from saekern.acceleration.lazy import Codes, LazyTensor, lazy_codes
-from saekern.acceleration.theirs import fits, hooked, sparse_enough, theirs
+from saekern.acceleration.lazy import Codes, LazyTensor
+from saekern.acceleration.theirs import codes_in, fits, hooked, lazily, sparse_enough, theirs
 from saekern.ops import library
 from saekern.ops.topk_encode import encode
 
@@ -55,15 +55,11 @@ def own_class(obj: Any) -> str:
     return next(k.__name__ for k in type(obj).__mro__ if k.__module__.partition(".")[0] == "dictionary_learning")
 
 
-class PostReLU(LazyTensor):
-    """ReLU(pre-activations) [B, F] for a trainer's auxiliary loss."""
-
-    rows: Tensor
-
-
-def post_relu(sae: Any, x: Tensor, like: Tensor, make: Callable[[], Tensor]) -> PostReLU:
-    lazy = PostReLU(make, tuple(like.shape), like.dtype, like.device, library.differentiable(x, *sae.parameters()))
-    lazy.rows = x.reshape(-1, x.shape[-1])
+def post_relu(sae: Any, x: Tensor, like: Tensor, make: Callable[[], Tensor]) -> LazyTensor:
+    """ReLU(pre-activations), for a trainer's auxiliary loss, which finds the rows in `source`."""
+    needs_grad = library.differentiable(x, *sae.parameters())
+    lazy = LazyTensor(make, tuple(like.shape), like.dtype, like.device, needs_grad)
+    lazy.source = x.reshape(-1, x.shape[-1])
     return lazy
 
 
@@ -89,7 +85,7 @@ def can(sae: Any, x: Tensor) -> bool:
 
 def ragged(sae: Any, x: Tensor, codes: ops.RaggedCodes) -> LazyTensor:
     found = Codes(codes.values, codes.indices, sae.dict_size, codes.offsets, codes.order)
-    return lazy_codes(found, (*x.shape[:-1], sae.dict_size))
+    return lazily(found, (*x.shape[:-1], sae.dict_size))
 
 
 def above(sae: Any, x: Tensor, threshold: Tensor | float) -> LazyTensor | None:
@@ -104,7 +100,7 @@ def above(sae: Any, x: Tensor, threshold: Tensor | float) -> LazyTensor | None:
 @replaces("decode")
 def decode(sae: Any, f: Tensor) -> Tensor:
     """All dictionaries'."""
-    codes = f.current_codes() if isinstance(f, LazyTensor) else None
+    codes = codes_in(f)
     if codes is None or (hasattr(sae, "decoder") and hooked(sae.decoder)):
         return theirs(sae, "decode")(f)
     weight = by_latents(sae.W_dec) if hasattr(sae, "W_dec") else by_latents(sae.decoder.weight, 1)
@@ -128,8 +124,7 @@ def topk_encode(sae: Any, x: Tensor, return_topk: bool = False, use_threshold: b
     weight, bias, pre_bias = encoder_of(sae)
     rows = x.reshape(-1, x.shape[-1])
     values, indices, _, _, order = encode(rows, weight, bias, k, pre_bias=pre_bias)
-    shape = (*x.shape[:-1], sae.dict_size)
-    f = lazy_codes(Codes(values, indices, sae.dict_size, None, order), shape)
+    f = lazily(Codes(values, indices, sae.dict_size, None, order), (*x.shape[:-1], sae.dict_size))
     if not return_topk:
         return f
     values, indices = as_chosen_after_relu(rows, weight, bias, pre_bias, values, indices)
@@ -154,15 +149,15 @@ def as_chosen_after_relu(
 @replaces("get_auxiliary_loss")
 def auxiliary_loss(trainer: Any, residual_BD: Tensor, post_relu_acts_BF: Tensor) -> Tensor:
     """TopK, BatchTopK and Matryoshka: the same loss from sparse codes of the dead latents."""
-    lazy = post_relu_acts_BF
+    rows = post_relu_acts_BF.source if isinstance(post_relu_acts_BF, LazyTensor) else None
     dead = trainer.num_tokens_since_fired >= trainer.dead_feature_threshold
     count = int(dead.sum())
-    if count == 0 or not isinstance(lazy, PostReLU) or (hasattr(trainer.ae, "decoder") and hooked(trainer.ae.decoder)):
+    if count == 0 or rows is None or (hasattr(trainer.ae, "decoder") and hooked(trainer.ae.decoder)):
         return theirs(trainer, "get_auxiliary_loss")(residual_BD, post_relu_acts_BF)
     trainer.dead_features = count
     weight, bias, pre_bias = encoder_of(trainer.ae)
     k_aux = min(trainer.top_k_aux, count)
-    _, _, values, indices = ops.topk_encode_aux(lazy.rows, weight, bias, 1, dead, k_aux, pre_bias=pre_bias)
+    _, _, values, indices = ops.topk_encode_aux(rows, weight, bias, 1, dead, k_aux, pre_bias=pre_bias)
     ae = trainer.ae
     decoder = by_latents(ae.W_dec) if hasattr(ae, "W_dec") else by_latents(ae.decoder.weight, 1)
     missed = residual_BD.float() - ops.decode(values, indices, decoder).float()
@@ -198,7 +193,7 @@ def batch_topk_encode(sae: Any, x: Tensor, return_active: bool = False, use_thre
 @replaces("update_threshold")
 def update_threshold(trainer: Any, f: Tensor) -> None:
     """Only f[f > 0] is read, whatever its shape."""
-    codes = f.current_codes() if isinstance(f, LazyTensor) else None
+    codes = codes_in(f)
     theirs(trainer, "update_threshold")(f if codes is None else codes.values.detach())
 
 
@@ -249,7 +244,7 @@ def jumprelu_loss(trainer: Any, x: Tensor, step: int, logging: bool = False, **k
     trainer.num_tokens_since_fired[codes.latent_sums(values.detach()) > 0] = 0
     trainer.dead_features = (trainer.num_tokens_since_fired > trainer.dead_feature_threshold).sum().item()
 
-    f = lazy_codes(codes)
+    f = lazily(codes, (x.shape[0], ae.dict_size))
     recon = ae.decode(f)
     recon_loss = (x - recon).pow(2).sum(-1).mean()
     l0 = Step.apply(ae.threshold, values.detach(), codes, trainer.bandwidth) / x.shape[0]

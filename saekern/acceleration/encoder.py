@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saekern.acceleration.lazy import Codes
-from saekern.ops import LatentOrder, library
+from saekern.ops import library
 
 
 def transposed(weight: Tensor) -> Tensor:
@@ -83,11 +83,3 @@ class ValuesAt(torch.autograd.Function):
                 grad.contiguous(), values, indices, offsets, x, weight, None, entries, segments, ctx.relu, need
             )
         return *(g if wanted else None for g, wanted in zip(grads[:3], need[:3], strict=True)), *[None] * 6
-
-
-def latent_order(indices: Tensor, latents: int) -> LatentOrder:
-    """Codes sorted by latent."""
-    from saekern.ops.ragged_encode import order_of, reference_order
-
-    made = order_of if indices.device.type == "cpu" else reference_order
-    return LatentOrder(*made(indices, latents, True))

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from saekern.acceleration.lazy import Codes, LazyTensor, lazy_codes
+
 SAMPLE = 16  # rows whose scores are counted before ragged codes of a whole batch are made
 # Share of latents per row up to which ragged codes are faster than a dense product, loss and gradients included.
-SPARSE_ENOUGH = 1 / 16
+SPARSE_ENOUGH = 0.04
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
@@ -18,6 +20,22 @@ GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 def theirs(owner: Any, name: str) -> Callable[..., Any]:
     """The library's own method, bound."""
     return getattr(type(owner), name).__get__(owner)
+
+
+def codes_in(f: Any) -> Codes | None:
+    """What an encoder of ours left in `source`, unless somebody wrote into the dense codes since or wants their
+    gradient."""
+    if not isinstance(f, LazyTensor) or not isinstance(f.source, Codes):
+        return None
+    untouched = f.made is None or (f.made._version == 0 and not f.made.retains_grad)
+    return f.source if untouched else None
+
+
+def lazily(codes: Codes, shape: tuple[int, ...]) -> LazyTensor:
+    """Dense codes of that shape that `codes_in` finds the sparse ones in."""
+    lazy = lazy_codes(codes, shape)
+    lazy.source = codes
+    return lazy
 
 
 def hooked(*modules: nn.Module) -> bool:
