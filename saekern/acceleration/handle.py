@@ -1,5 +1,6 @@
 """Methods of one object replaced, and put back."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import MethodType, TracebackType
@@ -144,3 +145,6 @@ def check(patch: Patch, package: str, library: str) -> None:
         raise ValueError(f"accelerate: {where} does not exist: this version of {library} is not supported")
     if author.__module__.partition(".")[0] != package:
         raise ValueError(f"accelerate: {where} is overridden by {author.__qualname__}, not {library}'s own")
+    theirs, ours = (tuple(inspect.signature(it).parameters) for it in (getattr(kind, name), patch.function))
+    if theirs != ours:
+        raise ValueError(f"accelerate: {where} takes {theirs}, expected {ours}: this version of {library} is not known")
