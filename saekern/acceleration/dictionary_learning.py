@@ -98,8 +98,17 @@ def above(sae: Any, x: Tensor, threshold: Tensor | float) -> LazyTensor | None:
 
 
 @replaces("decode")
-def decode(sae: Any, f: Tensor) -> Tensor:
-    """All dictionaries'."""
+def decode(self: Any, f: Tensor) -> Tensor:
+    return decoded(self, f)
+
+
+@replaces("decode")
+def decode_x(self: Any, x: Tensor) -> Tensor:
+    """The same under the name that the TopK dictionaries give to codes."""
+    return decoded(self, x)
+
+
+def decoded(sae: Any, f: Tensor) -> Tensor:
     codes = codes_in(f)
     if codes is None or (hasattr(sae, "decoder") and hooked(sae.decoder)):
         return theirs(sae, "decode")(f)
@@ -114,22 +123,22 @@ def decode(sae: Any, f: Tensor) -> Tensor:
 
 
 @replaces("encode")
-def topk_encode(sae: Any, x: Tensor, return_topk: bool = False, use_threshold: bool = False) -> Any:
-    k = int(sae.k)
-    if not can(sae, x) or not 1 <= k <= sae.dict_size or (use_threshold and return_topk):
-        return theirs(sae, "encode")(x, return_topk, use_threshold)
+def topk_encode(self: Any, x: Tensor, return_topk: bool = False, use_threshold: bool = False) -> Any:
+    k = int(self.k)
+    if not can(self, x) or not 1 <= k <= self.dict_size or (use_threshold and return_topk):
+        return theirs(self, "encode")(x, return_topk, use_threshold)
     if use_threshold:
-        found = above(sae, x, sae.threshold) if sae.threshold >= 0 else None
-        return theirs(sae, "encode")(x, return_topk, use_threshold) if found is None else found
-    weight, bias, pre_bias = encoder_of(sae)
+        found = above(self, x, self.threshold) if self.threshold >= 0 else None
+        return theirs(self, "encode")(x, return_topk, use_threshold) if found is None else found
+    weight, bias, pre_bias = encoder_of(self)
     rows = x.reshape(-1, x.shape[-1])
     values, indices, _, _, order = encode(rows, weight, bias, k, pre_bias=pre_bias)
-    f = lazily(Codes(values, indices, sae.dict_size, None, order), (*x.shape[:-1], sae.dict_size))
+    f = lazily(Codes(values, indices, self.dict_size, None, order), (*x.shape[:-1], self.dict_size))
     if not return_topk:
         return f
     values, indices = as_chosen_after_relu(rows, weight, bias, pre_bias, values, indices)
     top = (*x.shape[:-1], k)
-    dense = post_relu(sae, x, f, lambda: sae.encoder(x - sae.b_dec).relu())
+    dense = post_relu(self, x, f, lambda: self.encoder(x - self.b_dec).relu())
     return f, values.view(top), indices.view(top), dense
 
 
@@ -147,108 +156,108 @@ def as_chosen_after_relu(
 
 
 @replaces("get_auxiliary_loss")
-def auxiliary_loss(trainer: Any, residual_BD: Tensor, post_relu_acts_BF: Tensor) -> Tensor:
+def auxiliary_loss(self: Any, residual_BD: Tensor, post_relu_acts_BF: Tensor) -> Tensor:
     """TopK, BatchTopK and Matryoshka: the same loss from sparse codes of the dead latents."""
     rows = post_relu_acts_BF.source if isinstance(post_relu_acts_BF, LazyTensor) else None
-    dead = trainer.num_tokens_since_fired >= trainer.dead_feature_threshold
+    dead = self.num_tokens_since_fired >= self.dead_feature_threshold
     count = int(dead.sum())
-    if count == 0 or rows is None or (hasattr(trainer.ae, "decoder") and hooked(trainer.ae.decoder)):
-        return theirs(trainer, "get_auxiliary_loss")(residual_BD, post_relu_acts_BF)
-    trainer.dead_features = count
-    weight, bias, pre_bias = encoder_of(trainer.ae)
-    k_aux = min(trainer.top_k_aux, count)
+    if count == 0 or rows is None or (hasattr(self.ae, "decoder") and hooked(self.ae.decoder)):
+        return theirs(self, "get_auxiliary_loss")(residual_BD, post_relu_acts_BF)
+    self.dead_features = count
+    weight, bias, pre_bias = encoder_of(self.ae)
+    k_aux = min(self.top_k_aux, count)
     _, _, values, indices = ops.topk_encode_aux(rows, weight, bias, 1, dead, k_aux, pre_bias=pre_bias)
-    ae = trainer.ae
+    ae = self.ae
     decoder = by_latents(ae.W_dec) if hasattr(ae, "W_dec") else by_latents(ae.decoder.weight, 1)
     missed = residual_BD.float() - ops.decode(values, indices, decoder).float()
-    trainer.pre_norm_auxk_loss = missed.pow(2).sum(-1).mean()
+    self.pre_norm_auxk_loss = missed.pow(2).sum(-1).mean()
     spread = (residual_BD.float() - residual_BD.mean(0).float()).pow(2).sum(-1).mean()
-    return (trainer.pre_norm_auxk_loss / spread).nan_to_num(0.0)
+    return (self.pre_norm_auxk_loss / spread).nan_to_num(0.0)
 
 
 # BatchTopK and Matryoshka
 
 
 @replaces("encode")
-def batch_topk_encode(sae: Any, x: Tensor, return_active: bool = False, use_threshold: bool = True) -> Any:
-    whole = own_class(sae) == "BatchTopKSAE" or sae.active_groups == len(sae.group_sizes)
-    total = int(sae.k) * x.shape[0]
-    if not can(sae, x) or not whole or total > x[..., 0].numel() * sae.dict_size or (return_active and x.dim() != 2):
-        return theirs(sae, "encode")(x, return_active, use_threshold)
+def batch_topk_encode(self: Any, x: Tensor, return_active: bool = False, use_threshold: bool = True) -> Any:
+    whole = own_class(self) == "BatchTopKSAE" or self.active_groups == len(self.group_sizes)
+    total = int(self.k) * x.shape[0]
+    if not can(self, x) or not whole or total > x[..., 0].numel() * self.dict_size or (return_active and x.dim() != 2):
+        return theirs(self, "encode")(x, return_active, use_threshold)
     if use_threshold:
-        f = above(sae, x, sae.threshold) if sae.threshold >= 0 else None
+        f = above(self, x, self.threshold) if self.threshold >= 0 else None
         if f is None:
-            return theirs(sae, "encode")(x, return_active, use_threshold)
+            return theirs(self, "encode")(x, return_active, use_threshold)
     else:
-        weight, bias, pre_bias = encoder_of(sae)
+        weight, bias, pre_bias = encoder_of(self)
         rows = x.reshape(-1, x.shape[-1])
-        f = ragged(sae, x, ops.batch_topk_encode(rows, weight, bias, total, pre_bias=pre_bias))
+        f = ragged(self, x, ops.batch_topk_encode(rows, weight, bias, total, pre_bias=pre_bias))
     if not return_active:
         return f
-    weight, bias = (sae.W_enc.T, sae.b_enc) if hasattr(sae, "W_enc") else (sae.encoder.weight, sae.encoder.bias)
-    dense = post_relu(sae, x, f, lambda: torch.nn.functional.linear(x - sae.b_dec, weight, bias).relu())
+    weight, bias = (self.W_enc.T, self.b_enc) if hasattr(self, "W_enc") else (self.encoder.weight, self.encoder.bias)
+    dense = post_relu(self, x, f, lambda: torch.nn.functional.linear(x - self.b_dec, weight, bias).relu())
     return f, f.sum(0) > 0, dense
 
 
 @replaces("update_threshold")
-def update_threshold(trainer: Any, f: Tensor) -> None:
+def update_threshold(self: Any, f: Tensor) -> None:
     """Only f[f > 0] is read, whatever its shape."""
     codes = codes_in(f)
-    theirs(trainer, "update_threshold")(f if codes is None else codes.values.detach())
+    theirs(self, "update_threshold")(f if codes is None else codes.values.detach())
 
 
 # ReLU
 
 
 @replaces("encode")
-def relu_encode(sae: Any, x: Tensor) -> Tensor:
-    found = above(sae, x, 0.0) if can(sae, x) else None
-    return theirs(sae, "encode")(x) if found is None else found
+def relu_encode(self: Any, x: Tensor) -> Tensor:
+    found = above(self, x, 0.0) if can(self, x) else None
+    return theirs(self, "encode")(x) if found is None else found
 
 
 # JumpReLU
 
 
 @replaces("encode")
-def jumprelu_encode(sae: Any, x: Tensor, output_pre_jump: bool = False) -> Any:
-    found = above(sae, x, sae.threshold.clamp_min(0)) if can(sae, x) else None
+def jumprelu_encode(self: Any, x: Tensor, output_pre_jump: bool = False) -> Any:
+    found = above(self, x, self.threshold.clamp_min(0)) if can(self, x) else None
     if found is None:
-        return theirs(sae, "encode")(x, output_pre_jump)
+        return theirs(self, "encode")(x, output_pre_jump)
     if not output_pre_jump:
         return found
 
     def pre_jump() -> Tensor:
-        return (x - sae.b_dec if sae.apply_b_dec_to_input else x) @ sae.W_enc + sae.b_enc
+        return (x - self.b_dec if self.apply_b_dec_to_input else x) @ self.W_enc + self.b_enc
 
     return found, LazyTensor(pre_jump, tuple(found.shape), found.dtype, found.device, found.requires_grad)
 
 
 @replaces("loss")
-def jumprelu_loss(trainer: Any, x: Tensor, step: int, logging: bool = False, **kwargs: Any) -> Any:
+def jumprelu_loss(self: Any, x: Tensor, step: int, logging: bool = False, **_: Any) -> Any:
     """The library's, with pre-activations below θ − ε/2 left out: they are not in any of its sums, but for the codes'
     own step function at 0 (`Step`)."""
-    ae = trainer.ae
+    ae = self.ae
     x = x.to(ae.W_enc.dtype)
     weight, bias = by_latents(ae.W_enc, 1), ae.b_enc
     # A little lower than θ − ε/2, as the window is tested below as the library tests it.
-    lowest = ae.threshold.detach() - 0.51 * trainer.bandwidth
+    lowest = ae.threshold.detach() - 0.51 * self.bandwidth
     if not fits(x, weight, bias) or x.dim() != 2 or not sparse_enough(x, weight, bias, None, lowest):
-        return theirs(trainer, "loss")(x, step=step, logging=logging, **kwargs)
-    scale = trainer.sparsity_warmup_fn(step)
+        return theirs(self, "loss")(x, step=step, logging=logging)
+    scale = self.sparsity_warmup_fn(step)
     found = ops.threshold_encode(x, weight, bias, lowest)
     threshold = ops.latent_gather(ae.threshold, found)
-    values = Jump.apply(found.values, threshold, trainer.bandwidth)
+    values = Jump.apply(found.values, threshold, self.bandwidth)
     codes = Codes(values, found.indices, ae.dict_size, found.offsets, found.order)
 
-    trainer.num_tokens_since_fired += x.shape[0]
-    trainer.num_tokens_since_fired[codes.latent_sums(values.detach()) > 0] = 0
-    trainer.dead_features = (trainer.num_tokens_since_fired > trainer.dead_feature_threshold).sum().item()
+    self.num_tokens_since_fired += x.shape[0]
+    self.num_tokens_since_fired[codes.latent_sums(values.detach()) > 0] = 0
+    self.dead_features = (self.num_tokens_since_fired > self.dead_feature_threshold).sum().item()
 
     f = lazily(codes, (x.shape[0], ae.dict_size))
     recon = ae.decode(f)
     recon_loss = (x - recon).pow(2).sum(-1).mean()
-    l0 = Step.apply(ae.threshold, values.detach(), codes, trainer.bandwidth) / x.shape[0]
-    loss = recon_loss + trainer.sparsity_coefficient * (l0 / trainer.target_l0 - 1).pow(2) * scale
+    l0 = Step.apply(ae.threshold, values.detach(), codes, self.bandwidth) / x.shape[0]
+    loss = recon_loss + self.sparsity_coefficient * (l0 / self.target_l0 - 1).pow(2) * scale
     if not logging:
         return loss
     log = namedtuple("LossLog", ["x", "recon", "f", "losses"])
@@ -293,17 +302,17 @@ class Step(torch.autograd.Function):
         return -(grad / ctx.bandwidth) * count, None, None, None
 
 
-def dictionary(encode_with: Callable[..., Any], note: str) -> Callable[[Any], list[Patch | Layout]]:
-    return lambda sae: [Patch(sae, encode_with, note), Patch(sae, decode, note)]
+def dictionary(*functions: Callable[..., Any], note: str) -> Callable[[Any], list[Patch | Layout]]:
+    return lambda sae: [Patch(sae, function, note) for function in functions]
 
 
 SPARSE = "codes are sparse until something reads [B, F]; with hooks on encoder or decoder the library's own code runs"
 FEW = f"{SPARSE}, and while more than 1 in 16 latents is active"
 DICTIONARIES: dict[str, Callable[[Any], list[Patch | Layout]]] = {
-    "AutoEncoder": dictionary(relu_encode, FEW),
-    "AutoEncoderTopK": dictionary(topk_encode, SPARSE),
-    "BatchTopKSAE": dictionary(batch_topk_encode, SPARSE),
-    "JumpReluAutoEncoder": dictionary(jumprelu_encode, FEW),
+    "AutoEncoder": dictionary(relu_encode, decode, note=FEW),
+    "AutoEncoderTopK": dictionary(topk_encode, decode_x, note=SPARSE),
+    "BatchTopKSAE": dictionary(batch_topk_encode, decode_x, note=SPARSE),
+    "JumpReluAutoEncoder": dictionary(jumprelu_encode, decode, note=FEW),
 }
 
 AUXILIARY = "the auxiliary loss encodes the dead latents sparsely, only when there are some"

@@ -100,46 +100,46 @@ def ragged(codes: RaggedCodes, values: Tensor, latents: int) -> LazyTensor:
 
 
 @replaces("decode")
-def decode(sae: Any, z: Tensor) -> Tensor:
+def decode(self: Any, z: Tensor) -> Tensor:
     codes = codes_in(z)
-    if codes is None or hooked(sae.dictionary):
-        return theirs(sae, "decode")(z)
-    dictionary = sae.dictionary.get_dictionary()
+    if codes is None or hooked(self.dictionary):
+        return theirs(self, "decode")(z)
+    dictionary = self.dictionary.get_dictionary()
     return ops.decode(codes.values, codes.indices, dictionary, offsets=codes.offsets, order=codes.order)
 
 
 @replaces("encode")
-def topk_encode(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def topk_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Their top k is of codes after ReLU; the values are the same, and a latent at 0 is none of the codes."""
-    part = linear_part(sae, x)
-    if part is None or not 1 <= sae.top_k <= sae.nb_concepts:
-        return theirs(sae, "encode")(x)
+    part = linear_part(self, x)
+    if part is None or not 1 <= self.top_k <= self.nb_concepts:
+        return theirs(self, "encode")(x)
     rows, weight, bias = part
-    values, indices, _, _, order = encode(rows, weight, bias, sae.top_k)
+    values, indices, _, _, order = encode(rows, weight, bias, self.top_k)
     codes = Codes(values, indices, weight.shape[0], None, order)
     return pre_codes(*part), lazily(codes, (rows.shape[0], weight.shape[0]))
 
 
 @replaces("encode")
-def batch_topk_encode(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def batch_topk_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """`top_k` is the number of codes of the whole batch, and those equal to the last one are codes too."""
-    part = linear_part(sae, x)
+    part = linear_part(self, x)
     if part is None:
-        return theirs(sae, "encode")(x)
+        return theirs(self, "encode")(x)
     rows, weight, bias = part
-    if not sae.training:
-        if sae.running_threshold is None:
-            return theirs(sae, "encode")(x)  # which says what is missing
-        return at_least(sae, x, part, sae.running_threshold)
+    if not self.training:
+        if self.running_threshold is None:
+            return theirs(self, "encode")(x)  # which says what is missing
+        return at_least(self, x, part, self.running_threshold)
     scores = rows.shape[0] * weight.shape[0]
-    if not 1 <= sae.top_k < scores:
-        return theirs(sae, "encode")(x)
-    codes = ops.batch_topk_encode(rows, weight, bias, sae.top_k + 1)
+    if not 1 <= self.top_k < scores:
+        return theirs(self, "encode")(x)
+    codes = ops.batch_topk_encode(rows, weight, bias, self.top_k + 1)
     following, threshold = codes.values.detach().topk(2, largest=False).values
     if following == threshold and threshold > 0:
-        return theirs(sae, "encode")(x)
-    momentum, before = sae.threshold_momentum, sae.running_threshold
-    sae.running_threshold = threshold if before is None else momentum * before + (1 - momentum) * threshold
+        return theirs(self, "encode")(x)
+    momentum, before = self.threshold_momentum, self.running_threshold
+    self.running_threshold = threshold if before is None else momentum * before + (1 - momentum) * threshold
     values = codes.values * (codes.values.detach() >= threshold)
     return pre_codes(*part), ragged(codes, values, weight.shape[0])
 
@@ -155,27 +155,27 @@ def at_least(sae: Any, x: Tensor, part: tuple[Tensor, Tensor, Tensor | None], th
 
 
 @replaces("encode")
-def relu_encode(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    part = linear_part(sae, x)
-    return theirs(sae, "encode")(x) if part is None else at_least(sae, x, part, part[0].new_zeros(()))
+def relu_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    part = linear_part(self, x)
+    return theirs(self, "encode")(x) if part is None else at_least(self, x, part, part[0].new_zeros(()))
 
 
 @replaces("encode")
-def jump_encode(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def jump_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes reach below their thresholds as far as the kernel does. A kernel that reaches 0 would meet all the scores
     that ReLU put there: then their dense code runs."""
-    part = linear_part(sae, x)
+    part = linear_part(self, x)
     if part is None:
-        return theirs(sae, "encode")(x)
+        return theirs(self, "encode")(x)
     rows, weight, bias = part
-    thresholds = torch.exp(sae.thresholds)
+    thresholds = torch.exp(self.thresholds)
     if not library.differentiable(thresholds):
-        return at_least(sae, x, part, thresholds)
-    below = thresholds.detach() - REACH[sae.kernel_fn.__name__] * sae.bandwidth
+        return at_least(self, x, part, thresholds)
+    below = thresholds.detach() - REACH[self.kernel_fn.__name__] * self.bandwidth
     if not (below > 0).all() or not sparse_enough(rows, weight, bias, None, below):
-        return theirs(sae, "encode")(x)
+        return theirs(self, "encode")(x)
     codes = ops.threshold_encode(rows, weight, bias, below)
-    values = Jump.apply(codes.values, ops.latent_gather(thresholds, codes), sae.kernel_fn, sae.bandwidth)
+    values = Jump.apply(codes.values, ops.latent_gather(thresholds, codes), self.kernel_fn, self.bandwidth)
     return pre_codes(*part), ragged(codes, values, weight.shape[0])
 
 
