@@ -24,7 +24,7 @@ PYTEST := $(BIN)/pytest --basetemp=.venv/pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lens test-slow test-install fuzz bench bench-gpu bench-peers bench-quick results build lint tidy format sdist wheel clean FORCE
+.PHONY: help demo test test-lens test-peers test-slow test-install fuzz bench bench-gpu bench-peers bench-quick results build lint tidy format sdist wheel clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,8 +33,9 @@ demo: .venv/demo ## install, then run the quickstart study and write demo/report
 	$(BIN)/saekern study --preset quickstart --out demo
 	@echo "The report: $(CURDIR)/demo/report.html"
 
-test: .venv/dev ## install, then run the tests (8 minutes on 2 cores)
-	$(PYTEST)
+# Two processes: most tests are Python on one core. Files stay whole, for their fixtures.
+test: .venv/dev ## install, then run the tests (5 minutes on 2 cores)
+	$(PYTEST) -n 2 --dist loadfile
 
 test-slow: .venv/dev ## the tests marked slow: fuzz, sanitizers, install modes (about 10 minutes)
 	$(PYTEST) -m slow
@@ -54,6 +55,12 @@ test-lens: .venv/dev ## the tests that need TransformerLens, on the version of .
 	echo 'import site; site.addsitedir("$(SITE)")' > "$$(.venv-tl39/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	.venv-tl39/bin/python -P -m pytest --basetemp=.venv-tl39/pytest -m lens tests/activations tests/evaluation
 
+PEERS_TEST := -P -m pytest -m peers tests/peers
+test-peers: .venv-peers/ready .venv-saebench/ready ## the tests beside the real libraries, each environment its own, and docs/peers.md
+	.venv-peers/bin/python $(PEERS_TEST) --basetemp=.venv-peers/pytest --junitxml=.venv-peers/report.xml
+	.venv-saebench/bin/python $(PEERS_TEST) --basetemp=.venv-saebench/pytest --junitxml=.venv-saebench/report.xml
+	$(BIN)/python tests/peers/table.py .venv-peers/report.xml .venv-saebench/report.xml
+
 bench: .venv/dev ## every CPU benchmark, ours and peers interleaved, into bench/results/ (about 45 minutes, quiet machine)
 	$(or $(wildcard .venv-peers/bin/python),$(BIN)/python) -m saekern.bench
 
@@ -63,7 +70,7 @@ bench-gpu: .venv/dev ## a GPU's answers checked, then its times, into bench/resu
 bench-peers: .venv/dev ## other SAE libraries and assignment solvers into .venv-peers/; `make bench` then has them
 	$(BIN)/python -m saekern.bench.install_peers
 
-results: .venv/dev ## the README's table again from bench/results/*.csv
+results: .venv/dev ## the README's table and docs/results.md again from bench/results/*.csv
 	$(BIN)/python -m saekern.bench.table
 
 bench-quick: .venv/dev ## pytest-benchmark on small shapes, to notice regressions (1 minute)
@@ -93,7 +100,7 @@ wheel: .venv/dev ## the source distribution and, built from it, the wheel, into 
 	$(BIN)/python -m build
 
 clean: ## remove everything that these commands made
-	rm -rf .venv .venv-peers .venv-tl39 build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
+	rm -rf .venv .venv-peers .venv-saebench .venv-tl39 build dist demo saekern.egg-info saekern/_C*.so .ruff_cache .mypy_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. .venv/ready holds the folder it was made in: a moved clone has wrong paths in .venv and makes it anew.
@@ -114,4 +121,12 @@ endif
 # saekern itself is installed by then, so that pip only adds what the extras need.
 .venv/demo .venv/dev: .venv/%: .venv/build pyproject.toml
 	$(PIP) install --quiet --constraint .venv/constraints.txt 'saekern[$(EXTRAS_$*)]'
+	@touch $@
+
+.venv-peers/ready: .venv/dev bench/install_peers.py
+	$(BIN)/python -m saekern.bench.install_peers
+	@touch $@
+
+.venv-saebench/ready: .venv-peers/ready tests/peers/install_saebench.py
+	$(BIN)/python tests/peers/install_saebench.py
 	@touch $@

@@ -33,6 +33,7 @@ NAMES = (
     "classics",
     "hierarchical_loss",
     "kron_encode",
+    "kmeans",
     "layer",
     "train_step",
     "adam_step",

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saekern.bench import roofline
+from saekern.bench import roofline_cases
 from saekern.bench.common import Absent, Run, Shape, WrongAnswer
 from saekern.bench.gpu_problems import Dictionaries, Layer, check_decode, check_encode, check_nearest
+from saekern.bench.kernel_bounds import Bound, Case
 from saekern.bench.peers import PEERS, adapter
 from saekern.bench.plain import LR
-from saekern.bench.roofline import Bound, Case, cuda
+from saekern.bench.roofline_cases import cuda
 from saekern.ops import library
 
 FLEX_SAE: list[Path] = []  # the clone given on the command line, if any
@@ -41,11 +42,11 @@ def encode_setup(layer: Layer, provider: str) -> Run:
     if provider.startswith("saekern"):
         kernel, streaming = cuda("topk_encode"), provider == "saekern streaming"
         if streaming:
-            with roofline.streamed_encoder():  # raises Absent
+            with roofline_cases.streamed_encoder():  # raises Absent
                 pass
 
         def ours() -> tuple[Tensor, ...]:
-            with roofline.streamed_encoder() if streaming else nullcontext():
+            with roofline_cases.streamed_encoder() if streaming else nullcontext():
                 return kernel(x, weight, bias, k, pre_bias, True, None, 0, False)
 
         return Run(ours, lambda out: check_encode(layer, *out[:2]), flops=flops)
@@ -183,7 +184,7 @@ def nearest_setup(problem: Dictionaries, provider: str) -> Run:
 
 def nearest_bound(shape: Shape) -> Bound:
     runs = int(shape["S"])
-    one, pairs = roofline.nearest_case({"F": shape["F"], "D": shape["D"]}).bound, runs * (runs - 1) // 2
+    one, pairs = roofline_cases.nearest_case({"F": shape["F"], "D": shape["D"]}).bound, runs * (runs - 1) // 2
     return Bound(pairs * one.bytes, pairs * one.matrix)
 
 
@@ -226,7 +227,7 @@ def squared_error(layer: Layer) -> float:
 
 
 def step_bound(shape: Shape) -> Bound:
-    return roofline.train_step_case(shape).bound
+    return roofline_cases.train_step_case(shape).bound
 
 
 # --- Adam ---

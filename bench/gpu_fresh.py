@@ -13,7 +13,7 @@ from saekern.bench import gpu_hierarchical
 from saekern.bench.common import Absent, Run, WrongAnswer, expect_close, expect_same, sum_bound
 from saekern.bench.gpu_kron import Kron, backward, check_kron_encode
 from saekern.bench.gpu_problems import Dictionaries, Layer, check_encode, check_nearest
-from saekern.bench.roofline import cuda
+from saekern.bench.roofline_cases import cuda
 
 LARGE = {"B": 1031, "D": 768, "F": 16381, "K": 32}  # primes: no tile comes out even
 SMALL = {"B": 19, "D": 40, "F": 97, "K": 5}

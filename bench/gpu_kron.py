@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saekern.bench.common import Run, Shape, WrongAnswer, expect_close
 from saekern.bench.gpu_problems import SAMPLE, on, on_device
-from saekern.bench.roofline import kernel
+from saekern.bench.roofline_cases import kernel
 
 
 class Kron:

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 
 from saekern.bench import gpu_benches as benches
-from saekern.bench import gpu_hierarchical, roofline
+from saekern.bench import gpu_hierarchical, roofline_cases
 from saekern.bench.common import Bench, Goal, Shape
 from saekern.bench.gpu_kron import Kron, kron_setup
 from saekern.bench.gpu_problems import Dictionaries, Layer
+from saekern.bench.kernel_bounds import Bound
 from saekern.bench.peers import PEERS
-from saekern.bench.roofline import Bound
 
 GOAL = {"B": 8192, "F": 65536}
 GRID = [(width, latents, k) for width in (768, 2304, 4096) for latents in (16384, 65536, 131072) for k in (32, 64, 128)]
@@ -72,7 +72,7 @@ BENCHES = (
     made(
         "topk_encode", "forward", shaped(WIDTHS + REST), 3, {"B": 6, "D": 32, "F": 160, "K": 4},
         ("saekern", "saekern streaming", "torch", "torch.compile", "gemm"), Layer, benches.encode_setup,
-        benches.bound(roofline.encode_case),
+        benches.bound(roofline_cases.encode_case),
         (
             Goal(("gemm",), within=1.4, only=width(768)),
             Goal(("gemm",), within=1.6, only=width(768), ours="saekern streaming"),
@@ -88,7 +88,7 @@ BENCHES = (
     made(
         "decode", "with loss, forward and backward", decode_shapes(CODES + OTHER_CODES), 6,
         {"B": 24, "D": 32, "F": 64, "K": 4, "latents": "zipf"}, DECODERS, Layer, benches.decode_setup,
-        benches.bound(roofline.decode_loss_case),
+        benches.bound(roofline_cases.decode_loss_case),
         (
             Goal(("roofline",), within=1.5),
             Goal(("flex-sae",), faster=4, only={"D": 2304, "F": 65536, "K": 32}),
@@ -100,7 +100,7 @@ BENCHES = (
         "hierarchical_loss", "with loss, forward and backward",
         [shape | budgets for shape in shaped(CODES) for budgets in ({}, {"J": 8})], 6,
         {"B": 24, "D": 32, "F": 64, "K": 4}, ("saekern", "torch", "torch.compile"), Layer, gpu_hierarchical.setup,
-        benches.bound(roofline.hierarchical_case), (Goal(("roofline",), within=1.5),),
+        benches.bound(roofline_cases.hierarchical_case), (Goal(("roofline",), within=1.5),),
     ),
     made(
         "train_step", "loss, backward, Adam", shaped(STEPS), 2, {"B": 32, "D": 32, "F": 128, "K": 4},
@@ -114,13 +114,13 @@ BENCHES = (
         (Goal((), at_most=4000, only={"S": 96}), Goal(("torch",), faster=1, only={"S": 4})), "float32", (1, 20),
     ),
     made(
-        "kron_encode", "forward", list(roofline.KRON), 2, {"B": 6, "D": 32, "H": 9, "M": 3, "N": 5, "K": 4},
-        ("saekern", "torch", "torch.compile", "gemm"), Kron, kron_setup, benches.bound(roofline.kron_encode_case),
+        "kron_encode", "forward", list(roofline_cases.KRON), 2, {"B": 6, "D": 32, "H": 9, "M": 3, "N": 5, "K": 4},
+        ("saekern", "torch", "torch.compile", "gemm"), Kron, kron_setup, benches.bound(roofline_cases.kron_encode_case),
         (Goal(("gemm",), within=1.3), Goal((), at_most=100e6 / 2**20, metric="peak_mib")),
     ),
     made(
         "adam_step", "projection, Adam, norm", [{"F": 65536, "D": 2304}], 1, {"F": 48, "D": 32},
         ("saekern", "torch", "torch.compile"), benches.adam_inputs, benches.adam_setup,
-        lambda shape: roofline.adam_case(shape).bound, (Goal(("roofline",), within=1.2),), "float32",
+        lambda shape: roofline_cases.adam_case(shape).bound, (Goal(("roofline",), within=1.2),), "float32",
     ),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 FOLDER = Path(".venv-peers")
 LIBRARIES = ("eai-sparsify==1.3.3", "sae-lens==6.54.12", "dictionary-learning==0.1.0", "overcomplete==0.3.0")
 SOLVERS = ("lapx==0.11.1", "lapjv==1.3.29")
+KMEANS = ("scikit-learn==1.9.1", "joblib", "threadpoolctl")
 APART = ("lap==0.5.13",)
 # What importing them asks for beyond transformer-lens 4's own dependencies; found by importing, not from metadata.
 NEEDED = (
@@ -48,7 +49,7 @@ def main() -> int:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python), "install", "--quiet"]
     failed = [
         subprocess.run([*pip, "--no-deps", *what], check=False).returncode
-        for what in ((*LIBRARIES, *NEEDED), SOLVERS, ("--target", str(FOLDER / "apart"), "--upgrade", *APART))
+        for what in ((*LIBRARIES, *NEEDED), SOLVERS, KMEANS, ("--target", str(FOLDER / "apart"), "--upgrade", *APART))
     ]
     return max(failed)
 

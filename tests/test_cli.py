@@ -182,7 +182,7 @@ def test_info_says_what_runs_on_a_gpu(capsys, monkeypatch):
         assert op in library.CUDA or backends["CUDA"] == "reference"
         assert f"{backends['CUDA']} on CUDA" in shown[op]
     assert library.BACKENDS["topk_encode"]["CUDA"] == "Triton"
-    assert library.BACKENDS["batch_topk_encode"]["CUDA"] == "reference"
+    assert library.BACKENDS["batch_topk_encode"]["CUDA"] == "torch, by blocks of rows"
     assert library.BACKENDS["threshold_encode"]["CUDA"] == "torch, by blocks of rows"
     monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None)
     assert "Triton (not installed: an error) on CUDA" in dict(info.facts())["decode"]

@@ -7,6 +7,9 @@ from saekern import _C, reference
 from saekern.ops import checks, library
 from saekern.ops.ragged_encode import RaggedCodes, autograd, order_of, reference_order
 from saekern.ops.topk_encode import LatentOrder
+from saekern.reference.topk_encode import scores
+
+CHUNK = 1 << 24  # dense scores at a time on CUDA: 64 MiB of float32, and eight times that to choose from them
 
 
 def batch_topk_encode(
@@ -31,7 +34,8 @@ def batch_topk_encode(
         latent; NaN counts as largest. Exact: the order is that of float32 scores computed in one fixed order of
         summation (float64 scores for float64 input), the same for any thread count.
 
-    On a GPU it is torch's product and sort of the dense [B, F] scores: there is no kernel of ours in it yet.
+    On a GPU it is torch's product and top-k, a block of rows at a time, which waits for nothing: there is no kernel of
+    ours in it yet.
 
     Gradients flow to x, weight, bias and pre_bias.
 
@@ -62,6 +66,40 @@ def _cpu(x, weight, bias, total, pre_bias, order):
     return values.to(x.dtype), indices, offsets, *order_of(indices, weight.shape[0], order)
 
 
+def _cuda(x, weight, bias, total, pre_bias, order):
+    """Of all rows so far the `total` largest stay, in the order of their places, so that equals go to the first."""
+    if x.dtype == torch.float64:
+        return _reference(x, weight, bias, total, pre_bias, order)
+    latents = weight.shape[0]
+    rows = max(1, CHUNK // max(1, latents))
+    values, places = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
+    with library.without_tf32():
+        for first in range(0, x.shape[0] if total else 0, rows):
+            score = scores(x[first : first + rows], weight, bias, pre_bias).relu().reshape(-1)
+            found = largest(score, min(total, score.numel()))
+            values, places = torch.cat([values, score[found]]), torch.cat([places, found + first * latents])
+            kept = largest(values, min(total, values.numel()))
+            values, places = values[kept], places[kept]
+    firsts = torch.arange(x.shape[0] + 1, device=x.device) * latents
+    indices, offsets = places % max(1, latents), torch.searchsorted(places, firsts)
+    return values.to(x.dtype), indices, offsets, *reference_order(indices, latents, order)
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Where the `count` ≥ 1 largest of values [n] stand, ascending; the first of equals, NaN largest. As the first of a
+    stable descending sort, without one, and without waiting for the device."""
+    everywhere = torch.arange(values.numel(), device=values.device)
+    if count == values.numel():
+        return everywhere
+    least = values.topk(count).values[-1]
+    nan = values.isnan()
+    above = (values > least) | (nan & ~least.isnan())
+    level = (values == least) | (nan & least.isnan())
+    chosen = above | (level & (level.cumsum(0) <= count - above.sum()))
+    slot = torch.where(chosen, chosen.cumsum(0) - 1, count)  # the last slot takes what was not chosen
+    return everywhere.new_empty(count + 1).scatter_(0, slot, everywhere)[:count]
+
+
 def _fake(x, weight, bias, total, pre_bias, order):
     index = x.new_empty(total, dtype=torch.int64)
     offsets = x.new_empty(x.shape[0] + 1, dtype=torch.int64)
@@ -74,8 +112,9 @@ library.define(
     "batch_topk_encode(Tensor x, Tensor weight, Tensor? bias, int total, Tensor? pre_bias, bool order)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu,
-    cuda=_reference,
+    cuda=_cuda,
     reference=_reference,
     fake=_fake,
+    on_cuda="torch, by blocks of rows",
 )
 autograd("batch_topk_encode", relu=True)

@@ -47,6 +47,18 @@ def define(
     BACKENDS[name] = {"CPU": on_cpu, "CUDA": on_cuda, "others": "reference"}
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, torch's products of float32 on CUDA are of float32, whatever the program has set."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 _THREADS: ContextVar[int | None] = ContextVar("saekern_threads", default=None)
 
 

@@ -74,9 +74,10 @@ def _cpu(x, weight, bias, threshold, pre_bias, order):
 
 def _cuda(x, weight, bias, threshold, pre_bias, order):
     rows = max(1, CHUNK // max(1, weight.shape[0]))
-    parts = [
-        reference.threshold_encode(part, weight, bias, threshold, pre_bias=pre_bias) for part in x.split(rows)
-    ]  # an empty batch splits into one empty part
+    with library.without_tf32():
+        parts = [
+            reference.threshold_encode(part, weight, bias, threshold, pre_bias=pre_bias) for part in x.split(rows)
+        ]  # an empty batch splits into one empty part
     values, indices = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     counts = torch.cat([offsets.diff() for _, _, offsets in parts])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

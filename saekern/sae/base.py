@@ -52,6 +52,12 @@ class SAE(nn.Module):
     architecture: ClassVar[str]
     """The name in config.json."""
 
+    arguments: ClassVar[tuple[str, ...]] = ("d_in", "d_sae", "init_seed")
+    """The constructor's arguments that are attributes under the same name, in JSON types: what `config` holds."""
+
+    shown: ClassVar[tuple[str, ...]] = ("d_in", "d_sae")
+    """Those that `repr` shows."""
+
     unit_norm_rows: ClassVar[tuple[str, ...]] = ()
     """Parameters [R, C] with ‖row‖ = 1: the gradient's component along a row is removed, the row normalised after each
     step. An optimiser that fuses both into its step passes fused=True to the methods below."""
@@ -84,11 +90,12 @@ class SAE(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON types only, without dtype and device."""
-        raise NotImplementedError
+        # Files from before the encoder had a choice do not name it; they stay the same.
+        encoder = {} if self.subtract_b_dec else {"subtract_b_dec": False}
+        return {name: getattr(self, name) for name in self.arguments} | encoder
 
-    def encoder_config(self) -> dict[str, Any]:
-        """For `config`: the encoder's choices that are not the default. Files from before there were any have none."""
-        return {} if self.subtract_b_dec else {"subtract_b_dec": False}
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """BatchTopK sparse autoencoder: k active latents a row on average, chosen over the whole batch."""
 
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,16 @@ class BatchTopKSAE(SAE):
     """
 
     architecture = "batch_topk"
+    arguments: ClassVar[tuple[str, ...]] = (
+        "d_in",
+        "d_sae",
+        "k",
+        "k_aux",
+        "aux_coefficient",
+        "threshold_decay",
+        "init_seed",
+    )
+    shown = ("d_in", "d_sae", "k")
     unit_norm_rows = ("W_dec",)
     half_weights = ("W_enc", "W_dec")
     wide = ("threshold",)
@@ -77,21 +87,6 @@ class BatchTopKSAE(SAE):
         rows = unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
         self.tie_(rows)
         self.register_buffer("threshold", rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32)))
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "k": self.k,
-            "k_aux": self.k_aux,
-            "aux_coefficient": self.aux_coefficient,
-            "threshold_decay": self.threshold_decay,
-            "init_seed": self.init_seed,
-            **self.encoder_config(),
-        }
-
-    def extra_repr(self) -> str:
-        return f"d_in={self.d_in}, d_sae={self.d_sae}, k={self.k}"
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The latents above `sae.threshold`: x [..., D], as B rows -> ragged codes."""

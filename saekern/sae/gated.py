@@ -1,7 +1,5 @@
 """Gated sparse autoencoder: one half of the encoder decides which latents are active, the other how much."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +38,8 @@ class GatedSAE(SAE):
     """
 
     architecture = "gated"
+    arguments = ("d_in", "d_sae", "l1_coefficient", "warmup_steps", "init_seed")
+    shown = ("d_in", "d_sae", "l1_coefficient")
     unit_norm_rows = ("W_dec",)
     half_weights = ("W_enc", "W_dec")
 
@@ -73,19 +73,6 @@ class GatedSAE(SAE):
     @property
     def b_enc(self) -> nn.Parameter:  # type: ignore[override]
         return self.b_gate
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "l1_coefficient": self.l1_coefficient,
-            "warmup_steps": self.warmup_steps,
-            "init_seed": self.init_seed,
-            **self.encoder_config(),
-        }
-
-    def extra_repr(self) -> str:
-        return f"d_in={self.d_in}, d_sae={self.d_sae}, l1_coefficient={self.l1_coefficient}"
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The latents with an open gate, some of value 0: x [..., D], as B rows -> ragged codes."""

@@ -1,7 +1,6 @@
 """HierarchicalTopK sparse autoencoder: one model for every number of active latents up to K."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +36,7 @@ class HierarchicalTopKSAE(TopKSAE):
     """
 
     architecture = "hierarchical_topk"
+    arguments = (*TopKSAE.arguments, "budgets", "budget_weights")
 
     def __init__(
         self,
@@ -68,9 +68,6 @@ class HierarchicalTopKSAE(TopKSAE):
         if budget_weights is not None:
             check_weights(budget_weights, k if self.budgets is None else len(self.budgets))
         self.budget_weights = None if budget_weights is None else [float(w) for w in budget_weights]
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "budgets": self.budgets, "budget_weights": self.budget_weights}
 
     def encode_sparse(self, x: Tensor, k: int | None = None) -> SparseCodes:
         """The k active latents of each row, values descending, by default K: x [..., D] -> values, indices [..., k]."""

@@ -50,6 +50,18 @@ class JumpReLUSAE(SAE):
     """
 
     architecture = "jumprelu"
+    arguments = (
+        "d_in",
+        "d_sae",
+        "l0_coefficient",
+        "target_l0",
+        "bandwidth",
+        "initial_threshold",
+        "warmup_steps",
+        "subtract_b_dec",
+        "init_seed",
+    )
+    shown = ("d_in", "d_sae", "l0_coefficient", "target_l0")
     unit_norm_rows = ("W_dec",)
     half_weights = ("W_enc", "W_dec")
     wide = ("threshold",)
@@ -85,22 +97,6 @@ class JumpReLUSAE(SAE):
         exact = torch.promote_types(rows.dtype, torch.float32)
         self.threshold = nn.Parameter(rows.new_full((d_sae,), initial_threshold, dtype=exact))
         self.warmup = Warmup(warmup_steps, device)
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "l0_coefficient": self.l0_coefficient,
-            "target_l0": self.target_l0,
-            "bandwidth": self.bandwidth,
-            "initial_threshold": self.initial_threshold,
-            "warmup_steps": self.warmup_steps,
-            "subtract_b_dec": self.subtract_b_dec,
-            "init_seed": self.init_seed,
-        }
-
-    def extra_repr(self) -> str:
-        return f"d_in={self.d_in}, d_sae={self.d_sae}, l0_coefficient={self.l0_coefficient}, target_l0={self.target_l0}"
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The latents above their thresholds: x [..., D], as B rows -> ragged codes."""

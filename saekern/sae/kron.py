@@ -39,6 +39,8 @@ class KronSAE(TopKSAE):
     """
 
     architecture = "kron"
+    arguments = (*TopKSAE.arguments, "m", "n", "heads", "activation", "eps")
+    shown = (*TopKSAE.shown, "m", "n", "heads", "activation")
     half_weights = ("W_dec",)
 
     def __init__(
@@ -83,13 +85,6 @@ class KronSAE(TopKSAE):
         self.W_dec = nn.Parameter(nn.functional.normalize((p + q).reshape(d_sae, d_in), dim=1))
         self.b_p, self.b_q = (nn.Parameter(rows.new_zeros(heads * size)) for size in (m, n))
         self.b_dec = nn.Parameter(rows.new_zeros(d_in))
-
-    def config(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("m", "n", "heads", "activation", "eps")}
-        return {**super().config(), **own}
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, m={self.m}, n={self.n}, heads={self.heads}, activation={self.activation}"
 
     def __getattr__(self, name: str) -> Any:
         if name in ("W_enc", "b_enc"):

@@ -1,7 +1,6 @@
 """Matryoshka sparse autoencoder: each of several prefixes of the dictionary reconstructs by itself."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     """
 
     architecture = "matryoshka"
+    arguments = (*BatchTopKSAE.arguments, "prefixes", "prefix_weights")
 
     def __init__(
         self,
@@ -75,9 +75,6 @@ class MatryoshkaSAE(BatchTopKSAE):
         if prefix_weights is not None:
             check_weights(prefix_weights, len(self.prefixes))
         self.prefix_weights = None if prefix_weights is None else [float(weight) for weight in prefix_weights]
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "prefixes": self.prefixes, "prefix_weights": self.prefix_weights}
 
     def loss(self, x: Tensor, dead: Tensor | None = None) -> Loss:
         """Terms "fvu", the weighted mean over the prefixes, and "auxk", of the residual of the whole dictionary.

@@ -36,6 +36,8 @@ class NormalizedSAE(SAE):
     """
 
     architecture = "normalized"
+    arguments = ("d_in", "d_sae", "norm", "eps", "init_seed")
+    shown = ("norm",)
 
     def __init__(
         self,
@@ -72,18 +74,8 @@ class NormalizedSAE(SAE):
 
     def config(self) -> dict[str, Any]:
         own = ("d_in", "d_sae", "init_seed")
-        return {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "norm": self.norm,
-            "eps": self.eps,
-            "base": self.base.architecture,
-            "base_args": {name: value for name, value in self.base.config().items() if name not in own},
-            "init_seed": self.init_seed,
-        }
-
-    def extra_repr(self) -> str:
-        return f"norm={self.norm}"
+        inner = {name: value for name, value in self.base.config().items() if name not in own}
+        return super().config() | {"base": self.base.architecture, "base_args": inner}
 
     @property
     def dictionary(self) -> Tensor:

@@ -1,7 +1,5 @@
 """ReLU sparse autoencoder with an L1 penalty that counts the decoder's norms."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -41,6 +39,8 @@ class ReLUSAE(SAE):
     """
 
     architecture = "relu"
+    arguments = ("d_in", "d_sae", "l1_coefficient", "warmup_steps", "init_seed")
+    shown = ("d_in", "d_sae", "l1_coefficient")
     half_weights = ("W_enc",)
 
     def __init__(
@@ -64,19 +64,6 @@ class ReLUSAE(SAE):
         rows = 0.1 * unit_directions(d_sae, d_in, self.init_seed, device).to(dtype or torch.get_default_dtype())
         self.tie_(rows)
         self.warmup = Warmup(warmup_steps, device)
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "l1_coefficient": self.l1_coefficient,
-            "warmup_steps": self.warmup_steps,
-            "init_seed": self.init_seed,
-            **self.encoder_config(),
-        }
-
-    def extra_repr(self) -> str:
-        return f"d_in={self.d_in}, d_sae={self.d_sae}, l1_coefficient={self.l1_coefficient}"
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The positive latents: x [..., D], as B rows -> ragged codes."""

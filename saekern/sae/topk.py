@@ -38,6 +38,8 @@ class TopKSAE(SAE):
     """
 
     architecture = "topk"
+    arguments: ClassVar[tuple[str, ...]] = ("d_in", "d_sae", "k", "k_aux", "aux_coefficient", "init_seed")
+    shown: ClassVar[tuple[str, ...]] = ("d_in", "d_sae", "k")
     unit_norm_rows = ("W_dec",)
     half_weights: ClassVar[tuple[str, ...]] = ("W_enc", "W_dec")
 
@@ -72,13 +74,9 @@ class TopKSAE(SAE):
         self.annealing = None if k_start is None else Annealing(k_start, k, k_steps, device)
 
     def config(self) -> dict[str, Any]:
-        names = ("d_in", "d_sae", "k", "k_aux", "aux_coefficient", "init_seed")
         annealing = self.annealing
         annealed = {} if annealing is None else {"k_start": annealing.start, "k_steps": annealing.steps}
-        return {name: getattr(self, name) for name in names} | annealed | self.encoder_config()
-
-    def extra_repr(self) -> str:
-        return f"d_in={self.d_in}, d_sae={self.d_sae}, k={self.k}"
+        return super().config() | annealed
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """The K active latents of each row, values descending: x [..., D] -> values, indices [..., K]."""

@@ -9,8 +9,10 @@ import torch
 
 from saekern.bench import kernel_costs, kernel_formulas, recorder
 from saekern.bench.common import Absent, words
+from saekern.bench.kernel_bounds import priced
 from saekern.bench.kernel_costs import Roofs
-from saekern.bench.roofline import (
+from saekern.bench.roofline import main
+from saekern.bench.roofline_cases import (
     CODES,
     decode_case,
     decode_loss_case,
@@ -18,8 +20,6 @@ from saekern.bench.roofline import (
     encode_case,
     goal_cases,
     layer,
-    main,
-    priced,
     train_step_case,
 )
 from saekern.bench.sass import kernel_modules

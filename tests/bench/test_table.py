@@ -1,5 +1,6 @@
-"""The README's table comes from CSV alone."""
+"""The tables of results come from CSV alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,17 +54,37 @@ def test_small_shapes_and_disturbed_runs():
 
 
 def test_readme_is_rewritten_between_the_marks(tmp_path: Path):
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text("# a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n")
+    readme, full, results = tmp_path / "README.md", tmp_path / "results.md", tmp_path / "results"
+    for page in (readme, full):
+        page.write_text("# a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n")
     real = {"op": "row_topk", "shape": "B=2048 F=16384 K=32"}
     record.append(results / "cpu.csv", [row(**real), row(**real, provider="torch", median_ms="11.0")])
-    arguments = ["--readme", str(readme), "--results", str(results)]
+    arguments = ["--readme", str(readme), "--full", str(full), "--results", str(results)]
     assert table.main([*arguments, "--check"]) == 1
     assert table.main(arguments) == 0
     assert table.main([*arguments, "--check"]) == 0
     text = readme.read_text()
     assert text.startswith("# a\n<!-- results:begin -->\nCPU 1 (avx2)")
+    assert "| `row_topk` forward | torch | 5.5 × faster | 1 of 1 |\n<!-- results:end -->\nb\n" in text
+    text = full.read_text()
+    assert text.startswith("# a\n<!-- results:begin -->\nCPU 1 (avx2)")
     assert "| torch, 11 ms | 5.50 × | ≥ 5 × faster | met |\n<!-- results:end -->\nb\n" in text
+
+
+def test_the_short_table_counts_misses_and_shows_the_range():
+    """Planted: only goals that were met in the range; rivals of one goal only. Both caught."""
+    goals = (Goal(("bag", "torch mm"), faster=5), Goal(("gemm",), within=0.5), Goal((), at_most=1500.0))
+    bench = replace(BENCH, goals=goals, shapes=({"B": 8, "F": 16}, {"B": 8, "F": 32}))
+    rows = [
+        *(row(), row(provider="bag", median_ms="11.0"), row(provider="gemm", median_ms="8.0")),
+        *(row(shape="B=8 F=32", median_ms="2000"), row(shape="B=8 F=32", provider="torch mm", median_ms="6000")),
+    ]
+    lines = table.render(rows, [bench], short=True).splitlines()
+    assert lines[-3:] == [
+        "| `decode` forward | bag, torch | 3–5.5 × faster | 1 of 2 |",
+        "| `decode` forward | gemm | 0.25 × of it | 1 of 1 |",
+        "| `decode` forward |  | 2–2,000 ms | 1 of 2 |",
+    ]
 
 
 def test_missing_marks_are_an_error():
@@ -81,6 +102,6 @@ def test_pictures_come_from_csv(tmp_path: Path):
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["decode-forward-B-8-F-16-2.png"]
 
 
-def test_the_readme_shows_the_committed_results():
-    """`make results` after measuring. Planted: a digit of the README's table changed; caught."""
+def test_the_pages_show_the_committed_results():
+    """`make results` after measuring. Planted: a digit of either table changed; both caught."""
     assert table.main(["--check"]) == 0

@@ -1,11 +1,14 @@
 """batch_topk_encode on CPU: every instruction level against float64."""
 
+import importlib
+
 import pytest
 import torch
 from bounds import UNIT
 from exact_topk import problem
 
 from saekern import _C, ops, reference
+from saekern.ops import library
 
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 AVAILABLE = LEVELS[: LEVELS.index(_C.isa()) + 1]
@@ -141,3 +144,26 @@ def test_empty_batch_and_strides():
 def test_errors(total):
     with pytest.raises(ValueError, match=rf"total: expected 0 <= total <= B·F = 27, got {total}"):
         ops.batch_topk_encode(torch.zeros(3, 5), torch.zeros(9, 5), None, total)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 41, 1000, 1 << 24])
+@pytest.mark.parametrize("total", [0, 1, 7, 60, 399, 400])
+def test_what_runs_on_cuda(monkeypatch, chunk, total):
+    """Called here, on scores that are small integers, so that a third of them tie and no block rounds otherwise than
+    the whole. Planted: ties to the last; places not shifted by the block's rows; NaN as smallest. All caught."""
+    module = importlib.import_module("saekern.ops.batch_topk_encode")
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(total)
+    x, weight = (torch.randint(-1, 3, shape, generator=generator).float() for shape in ((10, 5), (40, 5)))
+    for bad in (None, torch.nan, torch.inf):
+        if bad is not None:
+            x[3, 2] = bad
+        got = library.CUDA["batch_topk_encode"](x, weight, None, total, None, True)
+        want = ops.batch_topk_encode(x, weight, None, total)
+        for name, a, b in zip(("values", "indices", "offsets"), got, want, strict=False):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        entries, segments = module.reference_order(got[1], 40, True)
+        assert torch.equal(got[3], entries)
+        assert torch.equal(got[4], segments)
+    empty = library.CUDA["batch_topk_encode"](x[:0], weight, None, 0, None, False)
+    assert empty[2].tolist() == [0]

@@ -1,10 +1,13 @@
 """Gradients of the ragged encoders and of latent_gather against autograd of dense float64 scores, the choice given."""
 
+import importlib
+
 import pytest
 import torch
 from bounds import assert_within_bound
 
 from saekern import ops, reference
+from saekern.ops import library
 from saekern.ops.ragged_encode import RaggedCodes
 from saekern.reference.decode import rows_of
 
@@ -119,3 +122,33 @@ def test_errors():
     codes = ops.threshold_encode(torch.zeros(3, 5), torch.zeros(9, 5), None, 0.0)
     with pytest.raises(ValueError, match=r"vector: expected shape \[F\], got \[9, 1\]"):
         ops.latent_gather(torch.zeros(9, 1), codes)
+
+
+@pytest.mark.parametrize("op", ["threshold_encode", "batch_topk_encode"])
+def test_scores_on_cuda_are_never_of_tf32(op, monkeypatch):
+    """What the dispatcher calls there is called here. Planted: no guard; not restored after an error. Both caught."""
+    matmul = torch.backends.cuda.matmul
+    where = {
+        "threshold_encode": "saekern.reference.ragged_encode",
+        "batch_topk_encode": "saekern.ops.batch_topk_encode",
+    }
+    module, seen = importlib.import_module(where[op]), []
+    inner = module.scores
+
+    def watched(*arguments, **keywords):
+        seen.append(matmul.fp32_precision)
+        return inner(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "scores", watched)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        x, weight = torch.randn(5, 3), torch.randn(7, 3)
+        choice = torch.zeros(7) if op == "threshold_encode" else 6
+        library.CUDA[op](x, weight, None, choice, None, False)
+        with pytest.raises(RuntimeError):
+            library.CUDA[op](x, weight[:, :2], None, choice, None, False)
+        assert seen == ["ieee", "ieee"]
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -47,6 +47,28 @@ def test_well_separated_clusters_are_found(batch):
     assert found.inertia < 3 * float(distances(rows, truth).amin(1).sum()) or int((best > 0.1).sum()) <= 2
 
 
+def test_given_first_centres():
+    """They are where it begins, and a fixed point stays one. Planted: the origin not taken from them; caught."""
+    rows, _ = blobs(spread=1.0, offset=300.0)
+    first = kmeans(rows, 40, seed=0, init=rows[:40].double(), iterations=0).centers
+    torch.testing.assert_close(first, rows[:40], rtol=0, atol=1e-4)
+    found = kmeans(rows, 40, seed=0, iterations=300, tolerance=0)
+    again = kmeans(rows, 40, seed=1, init=found.centers)
+    assert again.iterations <= 2
+    assert torch.equal(again.labels, found.labels)
+
+
+def test_rare_centres_move():
+    """Among noise a centre that began at a far row keeps it alone. Planted: none move; a pass goes on counting for
+    those that moved; both caught."""
+    rows = torch.randn(4000, 32, generator=torch.Generator().manual_seed(1))
+    options = {"seed": 0, "init": rows[:100], "iterations": 10, "tolerance": 0}
+    found = kmeans(rows, 100, batch=200, **options)
+    assert found.inertia < 1.02 * kmeans(rows, 100, **options).inertia, "1.012; without moving 1.040"
+    equal = torch.cat([rows[:400], torch.zeros(3600, 32)])
+    assert (kmeans(equal, 100, batch=200, **options).counts > 0).all()
+
+
 def test_no_step_raises_the_inertia():
     rows, _ = blobs(spread=2.0)
     inertia = [kmeans(rows, 30, seed=4, init="data", iterations=n, tolerance=0).inertia for n in range(8)]
@@ -121,7 +143,8 @@ def test_archetypal_points():
     [
         (lambda x: kmeans(x, 0, seed=0), "clusters: expected 1 <= clusters <= 20, the number of rows, got 0"),
         (lambda x: kmeans(x, 21, seed=0), "clusters: expected 1 <= clusters <= 20, the number of rows, got 21"),
-        (lambda x: kmeans(x, 2, seed=0, init="random"), r"init: expected one of k-means\+\+, data, got 'random'"),
+        (lambda x: kmeans(x, 2, seed=0, init="random"), r"init: expected .* k-means\+\+, data, got 'random'"),
+        (lambda x: kmeans(x, 2, seed=0, init=x[:3]), r"init: expected finite \[2, 3\], got torch.float32 \[3, 3\]"),
         (lambda x: kmeans(x, 2, seed=0, batch=0), "batch >= 1, got 100 and 0"),
         (lambda x: kmeans(x.long(), 2, seed=0), "rows: expected a floating-point tensor"),
         (lambda x: kmeans(x * torch.inf, 2, seed=0), "rows: expected finite values"),
