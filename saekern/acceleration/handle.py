@@ -63,7 +63,7 @@ class Handle:
         try:
             for patch in self._patches:
                 self._before.append(vars(patch.owner).get(patch.name, ABSENT))
-                setattr(patch.owner, patch.name, MethodType(patch.function, patch.owner))
+                setattr(patch.owner, patch.name, bind(patch.function, patch.owner))
             for layout in patches:
                 if isinstance(layout, Layout):
                     self._strides.append((layout, layout.apply()))
@@ -106,7 +106,7 @@ class Handle:
     def __repr__(self) -> str:
         state = "" if self.active else ", restored"
         notes = "".join(f"\n  {note}" for note in self.notes)
-        return f"<saekern.Handle: {self.library}'s {type(self.obj).__name__}{state}>{notes}"
+        return f"<saekern.Handle: {type(self.obj).__name__} of {self.library}{state}>{notes}"
 
 
 def restore(obj: Any) -> None:
@@ -123,6 +123,11 @@ def parts(obj: Any) -> Iterator[Any]:
     for value in list(vars(obj).values()):
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         yield from (module for module in inner if isinstance(module, nn.Module) and module is not obj)
+
+
+def bind(function: Callable[..., Any], owner: Any) -> MethodType:
+    """A method proper: deepcopy binds it to the copy of its owner, and pickle writes its name alone."""
+    return MethodType(function, owner)
 
 
 def is_ours(value: Any) -> bool:
