@@ -61,7 +61,9 @@ def encoder_of(sae: Any) -> tuple[nn.Module, nn.Module | None]:
     linear, norm = encoder.final_block
     if type(norm) is not nn.Identity:
         reason = "it needs all pre-codes of a row or a batch"
-        raise ValueError(f"accelerate: {type(sae).__name__}.encoder: its last layer has a {type(norm).__name__}: {reason}")
+        raise ValueError(
+            f"accelerate: {type(sae).__name__}.encoder: its last layer has a {type(norm).__name__}: {reason}"
+        )
     if type(encoder.final_activation) is not nn.ReLU:
         activation = type(encoder.final_activation).__name__
         raise ValueError(f"accelerate: {type(sae).__name__}.encoder: expected ReLU at its end, got {activation}")
@@ -86,17 +88,29 @@ def linear_part(sae: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | N
     return (x, weight, bias) if fits(x, weight, bias) else None
 
 
-def pre_codes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> LazyTensor:
+def pre_codes(rows: Tensor, weight: Tensor, bias: Tensor | None, scores: Codes) -> LazyTensor:
+    """What is not in the codes' scores is multiplied when it is read. The scores themselves are written into it, so that
+    relu(pre_codes) - codes is 0 at them and not a rounding error, which top_k_auxiliary_loss would sort."""
+
+    def make() -> Tensor:
+        dense = nn.functional.linear(rows, weight, bias)
+        positive = scores.values.detach().flatten()
+        flat = scores.row_index() * scores.latents + scores.indices.flatten()
+        there = torch.where(positive > 0, positive, dense.data.view(-1)[flat])
+        dense.data.view(-1).scatter_(0, flat, there)
+        return dense
+
     needs_grad = library.differentiable(rows, weight, bias)
-    shape = (rows.shape[0], weight.shape[0])
-    return LazyTensor(
-        lambda: nn.functional.linear(rows, weight, bias), shape, rows.dtype, rows.device, needs_grad
-    )
+    return LazyTensor(make, (scores.rows, scores.latents), rows.dtype, rows.device, needs_grad)
 
 
-def ragged(codes: RaggedCodes, values: Tensor, latents: int) -> LazyTensor:
-    found = Codes(values, codes.indices, latents, codes.offsets, codes.order)
-    return lazily(found, (found.rows, latents))
+def both(part: tuple[Tensor, Tensor, Tensor | None], scores: Codes, values: Tensor) -> tuple[Tensor, Tensor]:
+    """pre_codes and codes of these values."""
+    return pre_codes(*part, scores), lazily(scores._replace(values=values), (scores.rows, scores.latents))
+
+
+def scores_of(codes: RaggedCodes, latents: int) -> Codes:
+    return Codes(codes.values, codes.indices, latents, codes.offsets, codes.order)
 
 
 @replaces("decode")
@@ -116,8 +130,7 @@ def topk_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return theirs(self, "encode")(x)
     rows, weight, bias = part
     values, indices, _, _, order = encode(rows, weight, bias, self.top_k)
-    codes = Codes(values, indices, weight.shape[0], None, order)
-    return pre_codes(*part), lazily(codes, (rows.shape[0], weight.shape[0]))
+    return both(part, Codes(values, indices, weight.shape[0], None, order), values)
 
 
 @replaces("encode")
@@ -141,7 +154,7 @@ def batch_topk_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     momentum, before = self.threshold_momentum, self.running_threshold
     self.running_threshold = threshold if before is None else momentum * before + (1 - momentum) * threshold
     values = codes.values * (codes.values.detach() >= threshold)
-    return pre_codes(*part), ragged(codes, values, weight.shape[0])
+    return both(part, scores_of(codes, weight.shape[0]), values)
 
 
 def at_least(sae: Any, x: Tensor, part: tuple[Tensor, Tensor, Tensor | None], threshold: Tensor) -> Any:
@@ -151,7 +164,7 @@ def at_least(sae: Any, x: Tensor, part: tuple[Tensor, Tensor, Tensor | None], th
     if not sparse_enough(rows, weight, bias, None, below):
         return theirs(sae, "encode")(x)
     codes = ops.threshold_encode(rows, weight, bias, below)
-    return pre_codes(*part), ragged(codes, codes.values, weight.shape[0])
+    return both(part, scores_of(codes, weight.shape[0]), codes.values)
 
 
 @replaces("encode")
@@ -176,7 +189,7 @@ def jump_encode(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return theirs(self, "encode")(x)
     codes = ops.threshold_encode(rows, weight, bias, below)
     values = Jump.apply(codes.values, ops.latent_gather(thresholds, codes), self.kernel_fn, self.bandwidth)
-    return pre_codes(*part), ragged(codes, values, weight.shape[0])
+    return both(part, scores_of(codes, weight.shape[0]), values)
 
 
 class Jump(torch.autograd.Function):
