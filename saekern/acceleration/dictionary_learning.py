@@ -1,6 +1,6 @@
-"""dictionary_learning 0.1.0: its dictionaries' encode and decode on sparse codes, and what its trainers ask of dense ones.
+"""dictionary_learning 0.1.0: encode and decode of its dictionaries on sparse codes, and what its trainers ask of them.
 
-The trainers' own `update` and, but for JumpReLU and Matryoshka, their own `loss` go on running: optimizer, schedule, projections,
+The trainers' own `update` and, but for JumpReLU, their own `loss` go on running: optimizer, schedule, projections,
 counters and thresholds are the library's lines.
 """
 

@@ -1,7 +1,7 @@
 """overcomplete 0.3.0: encode and decode of its SAEs on sparse codes, inside `train_sae` or a loop of one's own.
 
-`forward` stays theirs: it returns pre-codes, codes and reconstruction, the first two as dense tensors that are made when a
-criterion reads them. So does the dictionary layer: normalisation, multiplier and `eval()`'s fused copy.
+`forward` stays theirs: it returns pre-codes, codes and reconstruction, the first two as dense tensors that are made
+when a criterion reads them. So does the dictionary layer: normalisation, multiplier and `eval()`'s fused copy.
 """
 
 from typing import Any
@@ -61,9 +61,8 @@ def encoder_of(sae: Any) -> tuple[nn.Module, nn.Module | None]:
     linear, norm = encoder.final_block
     if type(norm) is not nn.Identity:
         reason = "it needs all pre-codes of a row or a batch"
-        raise ValueError(
-            f"accelerate: {type(sae).__name__}.encoder: its last layer has a {type(norm).__name__}: {reason}"
-        )
+        where = f"{type(sae).__name__}.encoder"
+        raise ValueError(f"accelerate: {where}: its last layer has a {type(norm).__name__}: {reason}")
     if type(encoder.final_activation) is not nn.ReLU:
         activation = type(encoder.final_activation).__name__
         raise ValueError(f"accelerate: {type(sae).__name__}.encoder: expected ReLU at its end, got {activation}")
@@ -89,7 +88,7 @@ def linear_part(sae: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | N
 
 
 def pre_codes(rows: Tensor, weight: Tensor, bias: Tensor | None, scores: Codes) -> LazyTensor:
-    """What is not in the codes' scores is multiplied when it is read. The scores themselves are written into it, so that
+    """Multiplied when they are read. The scores of the codes are then written into them, so that
     relu(pre_codes) - codes is 0 at them and not a rounding error, which top_k_auxiliary_loss would sort."""
 
     def make() -> Tensor:
@@ -208,8 +207,8 @@ class Jump(torch.autograd.Function):
         return torch.where(score < threshold, 0, grad), -slope * grad, None, None
 
 
-# Kernel -> how many bandwidths it reaches. The two without an end are cut where they are 2^-40 of their height: 1000 of such
-# terms together are below the rounding of one at its top.
+# Kernel -> how many bandwidths it reaches. The two without an end are cut where they are 2^-40 of their height: a
+# thousand such terms together are below the rounding of one at its top.
 REACH = {
     "rectangle_kernel": 0.51,
     "triangular_kernel": 0.51,

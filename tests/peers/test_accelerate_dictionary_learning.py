@@ -1,7 +1,7 @@
 """`saekern.accelerate` on dictionary_learning's own dictionaries and trainers, held to what they do alone.
 
-float64 runs follow the same lines with our reference ops: there every gradient must agree to rounding. float32 runs go through
-the kernels; their losses over 200 steps must stay within 1 %, and do within 1e-4.
+float64 runs follow the same lines with our reference ops: there every gradient must agree to rounding. float32 runs go
+through the kernels; their losses over 200 steps must stay within 1 %, and do within 1e-4.
 """
 
 import copy
@@ -88,13 +88,15 @@ def moved(made):
     with torch.no_grad():
         for p in made.ae.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=random))
+        made.top_k_aux = 5
         if hasattr(made, "num_tokens_since_fired"):
             made.num_tokens_since_fired[::7] = made.dead_feature_threshold + 1
 
 
 @every_trainer
 def test_loss_and_every_gradient_in_float64(library, sparse_always, kind):
-    """PLANTS1"""
+    """Planted: no decoder bias; `Step` without the codes of 0, in its value or its gradient; JumpReLU without the scores
+    just below their thresholds; AuxK of other rows, or of one latent more; each caught."""
     made = trainer(library, kind, torch.float64)
     moved(made)
     (x,) = batches(1, torch.float64)
@@ -163,7 +165,8 @@ def test_dead_latents_are_revived_without_dense_codes(library, no_dense, kind):
 
 
 def test_rows_with_fewer_than_k_positive_count_the_same_latents_as_fired(library):
-    """torch.topk of codes after ReLU names latents at 0, and they count as fired. Planted: our own indices there; caught."""
+    """torch.topk of codes after ReLU names latents at 0, and they count as fired. Planted: our own indices there;
+    caught."""
     alone, ours = trainer(library, "topk"), trainer(library, "topk")
     for made in (alone, ours):
         made.ae.encoder.bias.data.fill_(-1.2)
@@ -171,7 +174,8 @@ def test_rows_with_fewer_than_k_positive_count_the_same_latents_as_fired(library
     for step, x in enumerate(batches(3), start=1):
         with torch.no_grad():
             few = (ours.ae.encoder(x - ours.ae.b_dec) > 0).sum(1) < K
-        assert few.any() and not few.all()
+        assert few.any()
+        assert not few.all()
         want, got = alone.ae.encode(x, return_topk=True), ours.ae.encode(x, return_topk=True)
         torch.testing.assert_close(got[1].sort().values, want[1].sort().values, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(got[0].gather(1, got[2]), got[1], rtol=0, atol=1e-6)
@@ -206,6 +210,7 @@ def test_inference_and_whatever_reads_dense_codes(library, sparse_always, kind):
 
 @every_trainer
 def test_hooks_on_their_layers_see_what_they_saw(library, kind):
+    """Planted: hooks not looked for; caught."""
     made = trainer(library, kind)
     if not hasattr(made.ae, "encoder"):
         pytest.skip("its weights are parameters, there is no layer to hook")
@@ -226,22 +231,30 @@ def test_hooks_on_their_layers_see_what_they_saw(library, kind):
         torch.testing.assert_close(seen[-1], want[-1], rtol=1e-5, atol=1e-5)
 
 
-def test_the_gradient_of_codes_can_be_asked_for(library):
-    made = trainer(library, "topk")
-    (x,) = batches(1)
-    grads = []
-    for handle in (None, saekern.accelerate(made.ae)):
-        f = made.ae.encode(x)
+@with_dead
+def test_the_gradient_of_codes_and_what_is_written_into_them(library, kind):
+    """Planted: the sparse codes decoded all the same; caught."""
+    made, (x,) = trainer(library, kind), batches(1)
+
+    def run():
+        f = made.ae.encode(x, use_threshold=False)
         f.retain_grad()
         made.ae.decode(f).square().sum().backward()
-        grads.append(f.grad)
-    handle.restore()
-    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-4)
+        with torch.no_grad():
+            written = made.ae.encode(x, use_threshold=False)
+            written[:, 3] += 1
+            return f.grad, made.ae.decode(written)
+
+    want = run()
+    with saekern.accelerate(made.ae):
+        got = run()
+    for have, wanted in zip(got, want, strict=True):
+        torch.testing.assert_close(have, wanted, rtol=1e-5, atol=1e-4)
 
 
 @every_trainer
 def test_restore_gives_back_the_same_bits(library, kind):
-    """Planted: strides not put back; caught."""
+    """Planted: strides not put back; moments changed on the way; caught."""
     alone, ours = trainer(library, kind), trainer(library, kind)
     saekern.accelerate(ours).restore()
     for step, x in enumerate(batches(12)):

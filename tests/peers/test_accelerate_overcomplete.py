@@ -1,7 +1,8 @@
 """`saekern.accelerate` on overcomplete's own SAEs, inside its `train_sae`, held to what they do alone.
 
-Each side runs on an SAE of its own: the dictionary layer normalises its weights at every call, which moves them by 1e-8. float64 runs follow the same lines with our reference ops: there every gradient must agree to rounding. float32 runs go through
-the kernels; their losses over 200 steps must stay within 1 %.
+Each side runs on an SAE of its own: the dictionary layer normalises its weights at every call, which moves them.
+float64 runs follow the same lines with our reference ops: there every gradient must agree to rounding. float32 runs go
+through the kernels; their losses over 200 steps must stay within 1 %.
 """
 
 import contextlib
@@ -109,7 +110,7 @@ def gradients(sae, x, name):
 @every_kind
 @pytest.mark.parametrize("name", CRITERIA)
 def test_loss_and_every_gradient_in_float64(library, sparse_always, kind, name):
-    """PLANTS2"""
+    """Planted: scores not written into pre_codes; a kernel cut short; caught."""
     sae = sae_of(library, kind, torch.float64)
     (x,) = batches(1, torch.float64)
     want, want_grads = gradients(copy.deepcopy(sae), x, name)
@@ -131,7 +132,7 @@ def test_loss_and_every_gradient_in_float64(library, sparse_always, kind, name):
     "kernel", ["rectangle", "gaussian", "triangular", "cosine", "epanechnikov", "quartic", "silverman"]
 )
 def test_pseudo_gradients_of_all_kernels(library, sparse_always, kernel):
-    """Planted: a kernel's reach halved; the second division by the bandwidth left out; caught."""
+    """Planted: a kernel cut at a quarter of its reach; the second division by the bandwidth left out; caught."""
     sae = sae_of(library, "JumpSAE", torch.float64, kernel=kernel)
     (x,) = batches(1, torch.float64)
     _, want = gradients(copy.deepcopy(sae), x, "mse_l1")
@@ -173,6 +174,7 @@ def test_their_loop_and_these_criteria_make_no_dense_codes(library, sparse_alway
 
 @every_kind
 def test_outputs_in_training_and_evaluation(library, sparse_always, kind):
+    """Planted: the running threshold's momentum the other way round; caught."""
     alone = sae_of(library, kind)
     first, x = batches(2)
     alone(first)  # BatchTopK's running threshold
@@ -196,10 +198,10 @@ def test_outputs_in_training_and_evaluation(library, sparse_always, kind):
 
 
 def test_ties_at_the_batch_threshold_are_all_kept(library):
-    """The same row twice: as `codes >= threshold` keeps it. Planted: ties left to batch_topk_encode; caught."""
+    """The same rows three times: `codes >= threshold` keeps six. Planted: ties left to batch_topk_encode; caught."""
     sae = sae_of(library, "BatchTopKSAE")
-    sae.top_k = 5
-    x = batches(1)[0][:3].repeat(2, 1)
+    sae.top_k = 4
+    x = batches(1)[0][:3].repeat(3, 1)
     _, want = sae.encode(x)
     sae.running_threshold = None
     saekern.accelerate(sae)
@@ -219,7 +221,8 @@ def test_hooks_see_what_they_saw(library, kind):
         sae.dictionary.register_forward_hook(lambda _, args, out: seen.append(args[0].detach().clone()))
         sae(x)
     assert len(seen) == 4
-    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
 
 
 @every_kind
