@@ -9,6 +9,8 @@ __all__ = ["Handle", "Patch", "accelerate", "restore"]
 
 # Import name of a library -> what we call it; each has a file of its import name here with `patches(obj)`.
 LIBRARIES = {
+    "dictionary_learning": "dictionary_learning",
+    "overcomplete": "overcomplete",
     "sae_lens": "SAELens",
     "sparsify": "sparsify",
 }

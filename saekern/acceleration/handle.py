@@ -2,11 +2,13 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType, TracebackType
 from typing import Any, NamedTuple
 
 from torch import nn
+
+from saekern.acceleration.layout import Layout
 
 OURS = __name__.rpartition(".")[0]
 ABSENT = object()
@@ -50,17 +52,21 @@ class Handle:
         active: the changes are in place.
     """
 
-    def __init__(self, obj: Any, package: str, library: str, patches: list[Patch]) -> None:
+    def __init__(self, obj: Any, package: str, library: str, patches: Sequence[Patch | Layout]) -> None:
         self.obj, self.library, self.active = obj, library, False
         self.notes = tuple(dict.fromkeys(patch.note for patch in patches))
-        self._patches = patches
-        for patch in patches:  # all of them before anything is touched
+        self._patches = [patch for patch in patches if isinstance(patch, Patch)]
+        for patch in self._patches:  # all of them before anything is touched
             check(patch, package, library)
         self._before: list[Any] = []
+        self._strides: list[tuple[Layout, tuple[int, ...]]] = []
         try:
-            for patch in patches:
+            for patch in self._patches:
                 self._before.append(vars(patch.owner).get(patch.name, ABSENT))
                 setattr(patch.owner, patch.name, bind(patch.function, patch.owner))
+            for layout in patches:
+                if isinstance(layout, Layout):
+                    self._strides.append((layout, layout.apply()))
         except BaseException:
             self._put_back()
             raise
@@ -85,6 +91,9 @@ class Handle:
                 delattr(patch.owner, patch.name)
             else:
                 setattr(patch.owner, patch.name, before)
+        while self._strides:
+            layout, strides = self._strides.pop()
+            layout.undo(strides)
 
     def __enter__(self) -> "Handle":
         return self

@@ -1,5 +1,6 @@
 """Dense codes [..., F] that stay sparse until somebody reads what values and indices do not answer."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from saekern.ops import LatentOrder
+from saekern.ops import LatentOrder, RaggedCodes, latent_gather
 
 
 class Codes(NamedTuple):
@@ -179,20 +180,64 @@ def compared(function: Callable[..., Tensor]) -> Callable[..., Any]:
     return answer
 
 
+def at_least(codes: Codes, other: Any) -> Any:
+    """>= a positive number is false at 0."""
+    known = isinstance(other, int | float) and other > 0
+    return mapped(codes, codes.values >= other) if known else NotImplemented
+
+
+def power(codes: Codes, exponent: Any) -> Any:
+    """Whose value and derivative are finite at 0."""
+    known = isinstance(exponent, int) and exponent >= 1
+    return mapped(codes, codes.values.pow(exponent)) if known else NotImplemented
+
+
+def scaled(codes: Codes, other: Any) -> Any:
+    """By a number, or by one for each latent."""
+    if isinstance(other, int | float) and math.isfinite(other):
+        return mapped(codes, codes.values * other)
+    plain = isinstance(other, Tensor) and not isinstance(other, LazyTensor) and other.is_floating_point()
+    if not plain or other.shape != (codes.latents,) or other.device != codes.values.device:
+        return NotImplemented
+    if codes.offsets is None:
+        return mapped(codes, codes.values * other[codes.indices])
+    factors = latent_gather(other, RaggedCodes(codes.values, codes.indices, codes.offsets, codes.order))
+    return mapped(codes, codes.values * factors)
+
+
+def only_dim(dim: Any) -> Any:
+    return dim[0] if isinstance(dim, tuple | list) and len(dim) == 1 else dim
+
+
 def summed(codes: Codes, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if keepdim or kwargs:
         return NotImplemented
-    values = codes.values
+    values, dim = codes.values, only_dim(dim)
     values = values.long() if not (values.is_floating_point() or values.is_complex()) else values
     if dim is None:
         return values.sum()
-    if isinstance(dim, tuple | list):
-        if len(dim) != 1:
-            return NotImplemented
-        dim = dim[0]
     if dim in (-1, 1):
         return codes.row_sums(values)
     return codes.latent_sums(values) if dim in (0, -2) else NotImplemented
+
+
+def averaged(codes: Codes, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    total = summed(codes, dim, keepdim, **kwargs)
+    if total is NotImplemented or not codes.values.is_floating_point():
+        return NotImplemented
+    sizes = {None: codes.rows * codes.latents, 0: codes.rows, -2: codes.rows, 1: codes.latents, -1: codes.latents}
+    return total / sizes[only_dim(dim)]
+
+
+def any_of(codes: Codes, dim: Any = None, keepdim: bool = False) -> Any:
+    total = summed(codes, dim, keepdim) if codes.values.dtype == torch.bool else NotImplemented
+    return total if total is NotImplemented else total > 0
+
+
+def norm(codes: Codes, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    """The L1 norm alone: others have a derivative that is not a number in a row of zeros."""
+    known = p == 1 and dtype is None
+    return summed(codes._replace(values=codes.values.abs()), dim, keepdim) if known else NotImplemented
 
 
 # Answered from the codes: what training loops and their logs ask.
@@ -213,4 +258,23 @@ SPARSE: dict[Any, Callable[..., Any]] = {
     torch.ne: compared(Tensor.ne),
     Tensor.sum: summed,
     torch.sum: summed,
+    Tensor.mean: averaged,
+    torch.mean: averaged,
+    Tensor.any: any_of,
+    torch.any: any_of,
+    Tensor.norm: norm,
+    torch.abs: elementwise(torch.abs),
+    Tensor.relu: elementwise(Tensor.relu),
+    torch.relu: elementwise(torch.relu),
+    Tensor.square: elementwise(Tensor.square),
+    torch.square: elementwise(torch.square),
+    Tensor.pow: power,
+    Tensor.__pow__: power,
+    torch.pow: power,
+    Tensor.ge: at_least,
+    Tensor.__ge__: at_least,
+    torch.ge: at_least,
+    Tensor.mul: scaled,
+    Tensor.__mul__: scaled,
+    torch.mul: scaled,
 }

@@ -44,6 +44,12 @@ def plain(made):
         lambda z: (z != 0).float().sum(dim=-1),
         lambda z: torch.sum(z.abs(), dim=1),
         lambda z: z.detach().to(torch.float64).sum((0,)),
+        lambda z: (2 * z).mean(),
+        lambda z: (z.relu() * torch.arange(5.0)).mean(1),
+        lambda z: torch.mean((torch.abs(z) >= 1e-6).float(), 0),
+        lambda z: (z > 0).any(dim=0),
+        lambda z: z.norm(p=1, dim=-1),
+        lambda z: (z**4).sum(1) + z.square().sum(1),
     ],
 )
 def test_what_training_loops_read_is_answered_from_the_codes(made, read):
@@ -67,7 +73,11 @@ def test_what_training_loops_read_is_answered_from_the_codes(made, read):
         lambda z: torch.cat([z, z]),
         lambda z: torch.from_numpy(z.detach().numpy()),
         lambda z: torch.tensor(z.tolist()),
-        lambda z: 2 * z,
+        lambda z: z / 2,
+        lambda z: z >= 0,
+        lambda z: z.norm(dim=1),
+        lambda z: z**0.5,
+        lambda z: torch.any(z, dim=0),
         lambda z: torch.nn.functional.linear(z, torch.ones(1, 5)),
     ],
 )
