@@ -33,7 +33,8 @@ class ActivationCache(ShardRows):
         return load_file(file)["tokens"].long() if file.exists() else None
 
     @cached_property
-    def _positions(self) -> Tensor:
+    def positions(self) -> Tensor:
+        """int64 [rows]: the place of each row's token in `tokens.flatten()`."""
         return kept_positions(self._need_tokens(), self.manifest).flatten().nonzero()[:, 0]
 
     @cached_property
@@ -58,16 +59,17 @@ class ActivationCache(ShardRows):
         tokens = self._need_tokens()
         if not 0 <= row < len(self):
             raise IndexError(f"row: expected 0 to {len(self) - 1}, got {row}")
-        sequence, position = divmod(int(self._positions[row]), tokens.shape[1])
+        sequence, position = divmod(int(self.positions[row]), tokens.shape[1])
         line = tokens[sequence].tolist()
         first = max(position - before, 1 if self.manifest["exclude_bos"] else 0)
         return (
-            self._text(line[first:position]),
-            self._text(line[position : position + 1]),
-            self._text(line[position + 1 : position + 1 + after]),
+            self.text(line[first:position]),
+            self.text(line[position : position + 1]),
+            self.text(line[position + 1 : position + 1 + after]),
         )
 
-    def _text(self, tokens: list[int]) -> str:
+    def text(self, tokens: list[int]) -> str:
+        """Consecutive tokens as they read."""
         if self.manifest["text"] == "bytes":
             return bytes(tokens).decode("utf-8", errors="replace")
         if self.manifest["text"] == "vocabulary":
