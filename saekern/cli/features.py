@@ -1,6 +1,7 @@
 """`saekern features`: a page about single latents of an SAE."""
 
 import argparse
+import json
 import logging
 import sys
 import tempfile
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from saekern import activations, evaluation, features
+from saekern.activations.cache import write_atomically
 from saekern.formats import load, read_dictionary
-from saekern.pipeline.steps import write_json
 from saekern.report import write_features
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
         )
     if options.json:  # first, because it may not be possible
-        write_json(Path(options.json), features.neuronpedia(found, options.source_set or found.name))
+        text = json.dumps(features.neuronpedia(found, options.source_set or found.name), allow_nan=False)
+        write_atomically(Path(options.json), text.encode())
     write_features(found, options.out)
     if not options.quiet:
         dead = sum(latent.active == 0 for latent in found.latents)

@@ -66,14 +66,15 @@ def collect(
     largest, total = torch.zeros(len(latents)), torch.zeros(len(latents), dtype=torch.float64)
     histograms = Histograms(len(latents))
     best, sampled = KeptRows(len(latents), top, groups), KeptRows(len(latents), sample)
+    start = 0
     with tqdm(total=len(rows), unit="row", unit_scale=True, desc="activity", disable=not progress) as bar:
         for x in batches(rows, batch):
             codes = encode(sae, x)
             if not torch.isfinite(codes.values).all():
-                raise ValueError(f"codes of rows {bar.n} to {bar.n + len(x) - 1} are not finite")
+                raise ValueError(f"codes of rows {start} to {start + len(x) - 1} are not finite")
             counts += torch.bincount(codes.indices[codes.values != 0].cpu(), minlength=count)
             slots, values, row = entries(codes, slot_of)
-            row += bar.n
+            row += start
             total.index_add_(0, slots, values.double())
             positive = values > 0
             slots, values, row = slots[positive], values[positive], row[positive]
@@ -81,6 +82,7 @@ def collect(
             histograms.add(slots, values)
             best.add(slots, row, values)
             sampled.add(slots, row, values, scattered(row))
+            start += len(x)
             bar.update(len(x))
     return Activity(
         len(rows),

@@ -22,6 +22,7 @@ class Context(NamedTuple):
     focus: int  # the piece of the row itself
 
 
+@torch.no_grad()
 def window_codes(
     sae: Any,
     cache: ActivationCache,
@@ -52,15 +53,17 @@ def window_codes(
     needed, number = asked.flatten()[where].unique(return_inverse=True)
     key, order = (number * len(latents) + slots).sort(stable=True)
     where, found = where[order], torch.zeros(len(key))
+    start = 0
     with tqdm(total=len(needed), unit="row", unit_scale=True, desc="contexts", disable=not progress) as bar:
         for part in needed.split(batch):
             slot, value, row = entries(encode(sae, cache.take(part)), slot_of)
-            have, at = ((row + bar.n) * len(latents) + slot).sort()
-            bounds = torch.tensor([bar.n, bar.n + len(part)]) * len(latents)
+            have, at = ((row + start) * len(latents) + slot).sort()
+            bounds = torch.tensor([start, start + len(part)]) * len(latents)
             low, high = torch.searchsorted(key, bounds).tolist()
             if len(have):
                 place = torch.searchsorted(have, key[low:high]).clamp(max=len(have) - 1)
                 found[low:high] = torch.where(have[place] == key[low:high], value[at][place], 0.0)
+            start += len(part)
             bar.update(len(part))
     codes.view(-1)[where] = found
     return codes

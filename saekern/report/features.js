@@ -184,12 +184,11 @@
   }
 
   function overview() {
-    const { first, bins, dead } = data.overview;
-    const power = (half) => (half === 0 ? "100 %" : percent(10 ** (half / 2)));
-    const titles = bins.map((count, i) => `${power(first + i)} to ${power(first + i + 1)} of rows: ${count} latents`);
-    $("overview").prepend(bars(bins, titles, { name: "Densities of all latents", left: power(first), right: "100 %" }));
-    $("overview").lastElementChild.textContent = "Density of every latent of this SAE (the share of rows in which it " +
-      `fires, logarithmic); ${dead.toLocaleString("en")} dead ones are not drawn`;
+    const { edges, bins } = data.overview;
+    const titles = bins.map((count, i) => `${percent(edges[i])} to ${percent(edges[i + 1])} of rows: ${count} latents`);
+    $("overview").prepend(bars(bins, titles, { name: "Densities of all latents", left: percent(edges[0]), right: "100 %" }));
+    $("overview").lastElementChild.textContent =
+      "Density of every latent that fires: the share of rows in which it does, on a logarithmic scale";
   }
 
   function go(scroll) {

@@ -8,6 +8,8 @@ from typing import Any
 from saekern.features import Band, Context, Dashboard, Latent
 from saekern.report.document import asset, document
 
+PER_DECADE = 5  # bins of the densities
+
 
 def features_page(dashboard: Dashboard) -> str:
     """The whole document, with style, script and data inside. Texts become text nodes, never markup."""
@@ -38,8 +40,8 @@ def _body(dashboard: Dashboard, title: str) -> str:
         sorts.append(("other", f"nearest in {dashboard.others[0]}"))
     choices = "".join(f'<option value="{key}">{_text(name)}</option>' for key, name in sorts)
     return f"""<header><h1>{_text(title)}</h1></header>
-<div class="tiles">{cells}</div>
-<figure class="overview" id="overview"><figcaption></figcaption></figure>
+<div class="head"><div class="tiles">{cells}</div>
+<figure id="overview"><figcaption></figcaption></figure></div>
 <noscript><p class="note">This page draws its latents with JavaScript, which is off.</p></noscript>
 <div class="bar" role="search">
 <label>Search <input id="search" type="search" placeholder="number, or text" autocomplete="off" spellcheck="false">
@@ -71,15 +73,15 @@ def _data(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def density_bins(counts: list[int], rows: int) -> dict[str, Any]:
-    """Latents by half decades of density: `first` is the exponent (in halves) at which the bins begin; dead ones apart.
+    """Latents by density on a logarithmic scale, dead ones apart.
 
-    Bin b holds 10^(b/2) ≤ count/rows < 10^((b+1)/2); density 1 goes into the last bin below it."""
-    places = [min(-1, math.floor(2 * math.log10(count / rows) + 1e-12)) for count in counts if count]
+    Bin i holds 10^((first+i)/5) ≤ count/rows < 10^((first+i+1)/5); density 1 goes into the last bin below it."""
+    places = [min(-1, math.floor(PER_DECADE * math.log10(count / rows) + 1e-12)) for count in counts if count]
     first = min(places, default=-1)
     bins = [0] * -first
     for place in places:
         bins[place - first] += 1
-    return {"first": first, "bins": bins, "dead": len(counts) - len(places)}
+    return {"edges": [10 ** ((first + i) / PER_DECADE) for i in range(len(bins) + 1)], "bins": bins}
 
 
 def _latent(latent: Latent) -> dict[str, Any]:
