@@ -27,7 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE.html", help="the page")
     parser.add_argument("--json", metavar="FILE", help="also write the latents as Neuronpedia's importer reads them")
     parser.add_argument(
-        "--source-set", metavar="NAME", help="for --json: Neuronpedia's name for SAEs of this kind. Default: SAE's name."
+        "--source-set",
+        metavar="NAME",
+        help="for --json: Neuronpedia's name for SAEs of this kind. Default: SAE's name.",
     )
     where = parser.add_argument_group("rows: from a model, from a cache, or from a cache with the model for the lens")
     where.add_argument("--activations", metavar="CACHE", help="a finished cache of the SAE's rows")
@@ -42,9 +44,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--sequences", type=int, default=1024, metavar="N", help="to harvest. Default: %(default)s.")
     where.add_argument(
-        "--context", type=int, default=128, metavar="N", help="tokens a sequence without --tokens. Default: %(default)s."
+        "--context",
+        type=int,
+        default=128,
+        metavar="N",
+        help="tokens a sequence without --tokens. Default: %(default)s.",
     )
-    where.add_argument("--keep", metavar="DIR", help="keep the harvest in this folder; the next call continues or uses it")
+    where.add_argument(
+        "--keep", metavar="DIR", help="keep the harvest in this folder; the next call continues or uses it"
+    )
     which = parser.add_argument_group("latents: 100 at random by default, or all of fewer")
     choice = which.add_mutually_exclusive_group()
     choice.add_argument("--latents", type=int, nargs="+", metavar="I", help="these")

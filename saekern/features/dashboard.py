@@ -101,8 +101,8 @@ def dashboard(
     others: Mapping[str, Tensor] | None = None,
     top: int = 8,
     per_quarter: int = 2,
-    before: int = 24,
-    after: int = 10,
+    before: int = 40,
+    after: int = 16,
     tokens: int = 10,
     sample: int = 64,
     batch: int = 4096,
@@ -166,7 +166,9 @@ def dashboard(
         counts=seen.counts.tolist(),
         lens=reason,
         others=list(elsewhere),
-        latents=_latents(word or cached_word(cache), dictionary, _encoder(sae), seen, bands, lens, same, list(elsewhere.values())),
+        latents=_latents(
+            word or cached_word(cache), dictionary, _encoder(sae), seen, bands, lens, same, list(elsewhere.values())
+        ),
     )
 
 

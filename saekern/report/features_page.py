@@ -116,7 +116,8 @@ def _band(band: Band) -> dict[str, Any]:
 
 
 def _context(context: Context) -> list[Any]:
-    """[focus, code, pieces, {piece: code}]: one string where every piece is one character (halves of one could join), and only codes > 0."""
+    """[focus, code, pieces, {piece: code}]. One string where every piece is one character, but not half of one, as
+    halves would join; only codes > 0."""
     single = all(len(piece) == 1 and not "\ud800" <= piece <= "\udfff" for piece in context.pieces)
     known = {str(i): _short(value) for i, value in enumerate(context.values) if value}
     return [context.focus, _short(context.value), "".join(context.pieces) if single else context.pieces, known]

@@ -103,8 +103,8 @@ def test_hooks_outside_the_residual_stream_have_no_lens(hook, reads):
 
 @pytest.mark.lens
 def test_the_shipped_model_reads_the_stream_so():
-    """From the last residual stream to logits by our rule, up to the norm's scale and the biases: exactly what the model
-    adds when a direction is added. Planted: weight without the gain; caught."""
+    """From the last residual stream to the logits by our rule, up to the norm's scale and its bias.
+    Planted: the unembedding without the gain; caught."""
     from saekern.activations import tiny_model
 
     model = tiny_model()
