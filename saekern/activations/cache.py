@@ -40,7 +40,8 @@ class ActivationCache(ShardRows):
         return load_file(self.path / "tokens.safetensors")["attention_mask"].bool()
 
     @cached_property
-    def _positions(self) -> Tensor:
+    def positions(self) -> Tensor:
+        """int64 [rows]: the place of each row's token in `tokens.flatten()`."""
         return kept_positions(self._need_tokens(), self.manifest, self.attention_mask).flatten().nonzero()[:, 0]
 
     @cached_property
@@ -65,7 +66,7 @@ class ActivationCache(ShardRows):
         tokens = self._need_tokens()
         if not 0 <= row < len(self):
             raise IndexError(f"row: expected 0 to {len(self) - 1}, got {row}")
-        sequence, position = divmod(int(self._positions[row]), tokens.shape[1])
+        sequence, position = divmod(int(self.positions[row]), tokens.shape[1])
         line = tokens[sequence].tolist()
         first = max(position - before, 1 if self.manifest["exclude_bos"] else 0)
         if self.attention_mask is not None:  # padding may stand on either side
@@ -73,12 +74,13 @@ class ActivationCache(ShardRows):
             first = max(first, int(real[0]) + self.manifest["exclude_bos"])
             line = line[: int(real[-1]) + 1]
         return (
-            self._text(line[first:position]),
-            self._text(line[position : position + 1]),
-            self._text(line[position + 1 : position + 1 + after]),
+            self.text(line[first:position]),
+            self.text(line[position : position + 1]),
+            self.text(line[position + 1 : position + 1 + after]),
         )
 
-    def _text(self, tokens: list[int]) -> str:
+    def text(self, tokens: list[int]) -> str:
+        """Consecutive tokens as they read."""
         if self.manifest["text"] == "bytes":
             return bytes(tokens).decode("utf-8", errors="replace")
         if self.manifest["text"] == "vocabulary":
