@@ -51,11 +51,8 @@ OPTIONAL_LIBRARIES = {
     "datasets",
     "transformers",
     "sklearn",
-<<<<<<< HEAD
     "huggingface_hub",
-=======
     "PIL",
->>>>>>> 0846fd5 (Hugging Face models and images as sources of rows; tests of splices, losses and other libraries' figures)
 }
 
 
