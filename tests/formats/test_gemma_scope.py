@@ -55,7 +55,7 @@ CONFIG = {
 
 @pytest.mark.parametrize("make", [first, lambda folder: second(folder, CONFIG)])
 def test_forward_is_the_formula(tmp_path, make):
-    """Planted: b_dec subtracted; >= for >; W_enc not transposed (a square one). All caught by this or the next."""
+    """Planted: b_dec subtracted; caught."""
     sae, given = saekern.load(make(tmp_path / "a")), arrays(np.float64)
     x = torch.randn(64, D)
     weights = {name: torch.tensor(arrays()[name]).double() for name in given}
@@ -73,6 +73,7 @@ def test_forward_is_the_formula(tmp_path, make):
 
 
 def test_scores_at_their_threshold_are_not_active(tmp_path):
+    """Planted: the next lower number as threshold; caught."""
     zero = {"W_enc": np.zeros((D, F)), "b_enc": np.full(F, 0.5)}
     sae = saekern.load(first(tmp_path, **zero, threshold=np.where(np.arange(F) < 5, 0.5, 0.25)))
     assert sae.encode(torch.randn(3, D)).count_nonzero(1).tolist() == [F - 5] * 3

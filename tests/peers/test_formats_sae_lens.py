@@ -67,8 +67,8 @@ def test_inference_files(tmp_path, architecture, options):
     """Read by us, written again, read by SAELens; through our own files too. Tensors and configuration stay the same,
     bit by bit.
 
-    Planted: a standard read as "topk"; b_dec subtracted all the same; ε in the inverse of layer_norm; thresholds left
-    out. All caught."""
+    Planted: a standard read as "jumprelu"; b_dec subtracted all the same; ε in the inverse of layer_norm; thresholds a
+    thousandth lower; b_gate and b_mag exchanged in writing. All caught."""
     theirs = fill(made(architecture, **options))
     theirs.save_model(tmp_path / "theirs")
     ours, x = saekern.load(tmp_path / "theirs"), rows()
@@ -151,7 +151,7 @@ def test_training_checkpoints(tmp_path, architecture):
 def test_checkpoints_that_want_scaled_rows(tmp_path, architecture):
     """A checkpoint from the middle of training with expected_average_only_in, and what SAELens folds at its end.
 
-    Planted: W_dec not divided; topk_threshold not divided. Both caught."""
+    Planted: W_dec not divided; topk_threshold not divided; norms folded before the scale. All caught."""
     theirs, trainer = trained(architecture, normalize_activations="expected_average_only_in")
     trainer.cfg.n_checkpoints = 0
     seen = {}

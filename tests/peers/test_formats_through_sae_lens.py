@@ -126,7 +126,7 @@ def test_llama_scope(local):
     with torch.no_grad():
         scores = models.scores(theirs, x)
         clear = ((scores.score - scores.cut).abs() > 1e-5 * scores.magnitude).all(1)
-        assert int(clear.sum()) >= ROWS - 2
+        assert int(clear.sum()) >= ROWS - 5
         torch.testing.assert_close(ours.encode(x)[clear] * scale, theirs.encode(x)[clear], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours(x)[clear], theirs(x)[clear], rtol=1e-4, atol=1e-4)
         assert float(ours.encode(x).count_nonzero(1).float().mean()) > 3
