@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--tokens",
         metavar="FILE.npy",
-        help='harvest these token ids [sequences, context]; for "tiny" Python\'s own source files, held out, by default',
+        help='harvest these token ids [sequences, context]. "tiny": Python\'s own source, held out, by default',
     )
     where.add_argument("--sequences", type=int, default=1024, metavar="N", help="to harvest. Default: %(default)s.")
     where.add_argument(

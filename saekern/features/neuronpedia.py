@@ -1,6 +1,6 @@
 """A dashboard as the JSON that Neuronpedia's importer reads: the batch files of SAEDashboard.
 
-Field names and their meaning: `NeuronpediaDashboardBatch` and `…Feature` of SAEDashboard (commit db4839a, May 2026), and
+Field names and their meaning: `NeuronpediaDashboardBatch` and `…Feature` of SAEDashboard (db4839a, May 2026), and
 `convert-saedashboard-to-neuronpedia-export.py` of Neuronpedia (commit ebb8426, August 2026), which reads them and wants
 every field, non-empty `values`, and finite numbers. Left empty, as nothing here computes them: correlated neurons and
 features, head contributions, the steering vector.
