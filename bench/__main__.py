@@ -35,6 +35,7 @@ NAMES = (
     "kron_encode",
     "layer",
     "train_step",
+    "accelerate",
     "adam_step",
     "nearest",
     "linear_sum_assignment",

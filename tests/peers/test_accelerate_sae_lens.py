@@ -35,6 +35,7 @@ TRAINING = [
     ("JumpReLUTrainingSAE", {"pre_act_loss_coefficient": 0.2, "jumprelu_ste_to_input": True}),
 ]
 ALL_TRAINING = pytest.mark.parametrize(("name", "options"), TRAINING)
+EACH_TRAINING = pytest.mark.parametrize("name", sorted({name for name, _ in TRAINING}))
 DEAD = torch.arange(F) % 3 == 1
 
 
