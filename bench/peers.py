@@ -82,6 +82,7 @@ def sparsify(problem: SAEProblem) -> Adapter:
         1 / problem.total_variance(),
         problem.x,
         version=importlib.metadata.version("eai-sparsify"),
+        owner=sae,
     )
 
 
@@ -140,6 +141,7 @@ def sae_lens(problem: SAEProblem) -> Adapter:
         problem.x,
         encoder_transposed=True,
         version=importlib.metadata.version("sae-lens"),
+        owner=trainer,
     )
 
 
