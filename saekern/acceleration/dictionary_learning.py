@@ -225,8 +225,8 @@ def matryoshka_loss(self: Any, x: Tensor, step: Any = None, logging: bool = Fals
         return loss
     names = ("l2_loss", "auxk_loss", "loss", "min_l2_loss", "max_l2_loss")
     terms = (every.mean(), auxk_loss, loss, every.min(), every.max())
-    log = namedtuple("LossLog", ["x", "x_hat", "f", "losses"])
-    return log(x, x_hat, f, {name: term.item() for name, term in zip(names, terms, strict=True)})
+    items = {name: term.item() for name, term in zip(names, terms, strict=True)}
+    return loss_log(x=x, x_hat=x_hat, f=f, losses=items)
 
 
 def codes_of_group(codes: Codes, first: int, end: int) -> Codes:
@@ -299,8 +299,14 @@ def jumprelu_loss(self: Any, x: Tensor, step: int, logging: bool = False, **_: A
     loss = recon_loss + self.sparsity_coefficient * (l0 / self.target_l0 - 1).pow(2) * scale
     if not logging:
         return loss
-    log = namedtuple("LossLog", ["x", "recon", "f", "losses"])
-    return log(x, recon, f, {"l2_loss": recon_loss.item(), "loss": loss.item()})
+    items = {"l2_loss": recon_loss.item(), "loss": loss.item()}
+    return loss_log(x=x, recon=recon, f=f, losses=items)
+
+
+def loss_log(**fields: Any) -> Any:
+    """What their losses return for a log."""
+    log: Any = namedtuple("LossLog", fields)  # type: ignore[misc]
+    return log(**fields)
 
 
 class Jump(torch.autograd.Function):

@@ -100,8 +100,8 @@ def moved(made):
 
 @every_trainer
 def test_loss_and_every_gradient_in_float64(library, sparse_always, kind):
-    """Planted: no decoder bias; `Step` without the codes of 0, in its value or its gradient; JumpReLU without the scores
-    just below their thresholds; AuxK of other rows, or of one latent more; each caught."""
+    """Planted: no decoder bias; `Step` without the codes of 0, in its value or its gradient; JumpReLU without scores
+    just below their thresholds; AuxK of other rows; AuxK of one latent more; caught."""
     made = trainer(library, kind, torch.float64)
     moved(made)
     (x,) = batches(1, torch.float64)
