@@ -36,6 +36,7 @@ NAMES = (
     "kmeans",
     "layer",
     "train_step",
+    "accelerate",
     "adam_step",
     "nearest",
     "linear_sum_assignment",

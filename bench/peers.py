@@ -82,6 +82,7 @@ def sparsify(problem: SAEProblem) -> Adapter:
         1 / problem.total_variance(),
         problem.x,
         version=importlib.metadata.version("eai-sparsify"),
+        owner=sae,
     )
 
 
@@ -140,6 +141,7 @@ def sae_lens(problem: SAEProblem) -> Adapter:
         problem.x,
         encoder_transposed=True,
         version=importlib.metadata.version("sae-lens"),
+        owner=trainer,
     )
 
 
@@ -188,6 +190,7 @@ def dictionary_learning(problem: SAEProblem) -> Adapter:
         problem.x,
         decoder_transposed=True,
         version=importlib.metadata.version("dictionary-learning"),
+        owner=trainer,
     )
 
 
@@ -230,6 +233,7 @@ def overcomplete(problem: SAEProblem) -> Adapter:
         problem.x - problem.b_dec,
         shift=problem.b_dec,
         version=importlib.metadata.version("overcomplete"),
+        owner=sae,
     )
 
 

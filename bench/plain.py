@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,8 @@ class Adapter:
     version: str = ""
     step_keeps: int = 3
     """Copies of the parameters that the first step leaves: the gradient, and two moments where they are made late."""
+    owner: Any = None
+    """The library's object that `saekern.accelerate` takes."""
 
     def set_weights(self, w_enc: Tensor, w_dec: Tensor) -> None:
         """In place, from [F, D] each; gradients become None."""

@@ -1,6 +1,5 @@
 """SAELens' SAEs with random weights, in pairs: one to accelerate, one to leave alone."""
 
-import copy
 import importlib
 
 import pytest
@@ -36,8 +35,8 @@ def make(name, dtype="float64", d_in=D, d_sae=F, **options):
 
 
 def pair(name, **options):
-    plain = make(name, **options)
-    return plain, copy.deepcopy(plain)
+    """Equal ones. Not by deepcopy: SAELens' closures go on writing to the object that they were made for."""
+    return make(name, **options), make(name, **options)
 
 
 def rows(*shape, seed=2, dtype=torch.float64):

@@ -74,12 +74,13 @@ class ValuesAt(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, values, indices, offsets, entries, segments = ctx.saved_tensors
         need = [*ctx.needs_input_grad[:3], False]
+        grad, values = grad.to(x.dtype).contiguous(), values.to(x.dtype)
         if offsets is None:
             grads = torch.ops.saekern.topk_encode_backward(
-                grad.contiguous(), values, indices, x, weight, None, entries, segments, ctx.relu, need
+                grad, values, indices, x, weight, None, entries, segments, ctx.relu, need
             )
         else:
             grads = torch.ops.saekern.ragged_encode_backward(
-                grad.contiguous(), values, indices, offsets, x, weight, None, entries, segments, ctx.relu, need
+                grad, values, indices, offsets, x, weight, None, entries, segments, ctx.relu, need
             )
         return *(g if wanted else None for g, wanted in zip(grads[:3], need[:3], strict=True)), *[None] * 6

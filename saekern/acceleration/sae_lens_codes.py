@@ -59,7 +59,7 @@ class Scores(NamedTuple):
         """The codes that were found among `compared`, without the norms and with gradients."""
         x, weight, bias, _ = checks.encoder(self.x, self.weight, self.bias, None)
         if self.norm is not None:
-            codes = codes._replace(values=codes.values / self.norm.detach()[codes.indices].to(codes.values.dtype))
+            codes = codes._replace(values=codes.values.to(self.dtype) / self.norm.detach()[codes.indices])
         return codes._replace(values=values_at(codes, x, weight, bias, relu=relu))
 
 

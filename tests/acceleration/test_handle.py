@@ -107,12 +107,17 @@ def test_methods_are_replaced_and_put_back():
 
 
 def test_leaving_the_context_restores_after_an_error_too():
-    toy = Toy()
-    with pytest.raises(ZeroDivisionError), saekern.accelerate(toy) as handle:
-        assert handle.active
-        raise ZeroDivisionError
+    toy, handles = Toy(), []
+
+    def fail():
+        with saekern.accelerate(toy) as handle:
+            handles.append(handle)
+            assert handle.active
+            raise ZeroDivisionError
+
+    pytest.raises(ZeroDivisionError, fail)
     assert untouched(toy)
-    assert not handle.active
+    assert not handles[0].active
 
 
 def test_twice_is_an_error_and_changes_nothing():

@@ -117,10 +117,12 @@ def test_what_is_written_stays():
     """Planted: `dense()` made anew at each read; `current_codes` without its look at the version; caught."""
     lazy = lazy_codes(codes(requires_grad=False))
     assert lazy.current_codes() is lazy.codes
-    assert lazy[0, 4] == 3 and lazy.current_codes() is lazy.codes
+    assert lazy[0, 4] == 3
+    assert lazy.current_codes() is lazy.codes
     lazy[:, 4] = 0
     assert lazy.current_codes() is None
-    assert lazy.sum() == 12 and lazy.bool().float().sum(0)[4] == 0
+    assert lazy.sum() == 12
+    assert lazy.bool().float().sum(0)[4] == 0
 
 
 class Square(torch.autograd.Function):

@@ -35,6 +35,7 @@ TRAINING = [
     ("JumpReLUTrainingSAE", {"pre_act_loss_coefficient": 0.2, "jumprelu_ste_to_input": True}),
 ]
 ALL_TRAINING = pytest.mark.parametrize(("name", "options"), TRAINING)
+EACH_TRAINING = pytest.mark.parametrize("name", sorted({name for name, _ in TRAINING}))
 DEAD = torch.arange(F) % 3 == 1
 
 
@@ -53,8 +54,9 @@ def never_dense(monkeypatch):
 
 
 def assert_equal(got, want, words=""):
-    """Two float64 computations of one formula."""
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11, msg=lambda text: f"{words}: {text}")
+    """Two float64 computations of one formula. JumpReLU's thresholds, and so their gradients, are always float32."""
+    rtol, atol = (1e-10, 1e-11) if want.dtype == torch.float64 else (1e-5, 1e-7)
+    torch.testing.assert_close(got, want, rtol=rtol, atol=atol, msg=lambda text: f"{words}: {text}")
 
 
 def run(sae, x, dead):
@@ -170,7 +172,8 @@ def test_hooks_see_what_they_saw(name, point, direction, always_sparse):
             getattr(sae, point).add_hook(read(seen.setdefault(label, [])), dir=direction)
             run(sae, rows(), DEAD)
             sae(rows())
-    assert len(seen["want"]) == (2 if direction == "fwd" else 1)
+    backwards = 0 if point == "hook_sae_input" else 1  # the rows themselves have no gradient
+    assert len(seen["want"]) == (2 if direction == "fwd" else backwards)
     assert len(seen["got"]) == len(seen["want"])
     for got, want in zip(seen["got"], seen["want"], strict=True):
         assert type(got) is torch.Tensor
@@ -239,9 +242,12 @@ def test_the_trainer_s_step_leaves_what_the_library_leaves(name, options, always
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("name", ["TopKTrainingSAE", "BatchTopKTrainingSAE", "StandardTrainingSAE", "JumpReLUTrainingSAE"])
+@pytest.mark.parametrize(
+    "name", ["TopKTrainingSAE", "BatchTopKTrainingSAE", "StandardTrainingSAE", "JumpReLUTrainingSAE"]
+)
 def test_loss_curve(name, autocast, always_sparse):
-    """200 float32 steps from one start: the losses stay within 1 %."""
+    """200 steps from one start: the losses stay within 1 %. Under autocast the reconstruction's within 2 %: the AuxK
+    term depends on which few latents are dead, which rounding to bfloat16 decides, in SAELens as in ours."""
     options = {"l1_coefficient": 0.05} if name.startswith("Standard") else {}
     options |= {"l0_coefficient": 0.05, "jumprelu_bandwidth": 0.2} if name.startswith("JumpReLU") else {}
     loops = [
@@ -254,11 +260,12 @@ def test_loss_curve(name, autocast, always_sparse):
             random = torch.Generator().manual_seed(step)
             x = (torch.rand(128, 96, generator=random) < 0.04).float() @ atoms
             for loop, curve in zip(loops, curves, strict=True):
-                curve.append(loop.step(x).loss.item())
+                out = loop.step(x)
+                curve.append(float(out.losses["mse_loss"] if autocast else out.loss))
                 loop.n_training_steps += 1
     want, got = (torch.tensor(curve).view(20, 10).mean(1) for curve in curves)
     assert want[-1] < 0.7 * want[0]
-    torch.testing.assert_close(got, want, rtol=0.03 if autocast else 0.01, atol=0)
+    torch.testing.assert_close(got, want, rtol=0.02 if autocast else 0.01, atol=0)
 
 
 @pytest.mark.parametrize("name", ["StandardTrainingSAE", "JumpReLUTrainingSAE", "StandardSAE", "JumpReLUSAE"])
@@ -275,7 +282,9 @@ def test_many_active_latents_run_on_the_library_s_products(name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["TopKTrainingSAE", "BatchTopKTrainingSAE", "JumpReLUTrainingSAE", "StandardTrainingSAE"])
+@pytest.mark.parametrize(
+    "name", ["TopKTrainingSAE", "BatchTopKTrainingSAE", "JumpReLUTrainingSAE", "StandardTrainingSAE"]
+)
 def test_storage_types_stay(name, dtype, always_sparse):
     plain, fast = pair(name, dtype=dtype)
     with saekern.accelerate(fast):
@@ -285,8 +294,11 @@ def test_storage_types_stay(name, dtype, always_sparse):
         assert getattr(got, key).shape == getattr(want, key).shape, key
     for key, parameter in plain.named_parameters():
         assert getattr(fast, key).grad.dtype == parameter.grad.dtype
-    error = (got.sae_out.double() - want.sae_out.double()).norm() / want.sae_out.double().norm()
-    assert error < (1e-6 if dtype == "float32" else 0.05)
+    exact = copy.deepcopy(plain).double()
+    exact.dtype = torch.float64
+    truth = run(exact, rows(dtype=torch.float32), DEAD).sae_out
+    off = [float((out.sae_out.double() - truth).detach().norm() / truth.detach().norm()) for out in (got, want)]
+    assert off[0] <= 2 * off[1] + 1e-6, "as close to float64 as SAELens is"
 
 
 def test_restored_copied_saved(tmp_path, always_sparse):
@@ -343,7 +355,7 @@ def test_loading_weights_into_an_accelerated_object(always_sparse):
         ("MatryoshkaBatchTopKTrainingSAE", {"k": K, "matryoshka_widths": [10, F]}),
         ("MatchingPursuitSAE", {}),
         ("AbsTopKTrainingSAE", {"k": K}),
-        ("Transcoder", {"d_out": D}),
+        ("Transcoder", {"d_out": D, "apply_b_dec_to_input": False}),
     ],
 )
 def test_refusals_leave_the_object_alone(name, options):
