@@ -12,6 +12,8 @@ from saekern.bench.problems import SAEProblem, sae_problem
 from saekern.bench.train_step import check
 
 FASTER = {
+    "dictionary_learning": 3.0,
+    "overcomplete": 3.0,
     "SAELens": 2.0,
     "sparsify": 1.5,
 }

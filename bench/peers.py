@@ -190,6 +190,7 @@ def dictionary_learning(problem: SAEProblem) -> Adapter:
         problem.x,
         decoder_transposed=True,
         version=importlib.metadata.version("dictionary-learning"),
+        owner=trainer,
     )
 
 
@@ -232,6 +233,7 @@ def overcomplete(problem: SAEProblem) -> Adapter:
         problem.x - problem.b_dec,
         shift=problem.b_dec,
         version=importlib.metadata.version("overcomplete"),
+        owner=sae,
     )
 
 

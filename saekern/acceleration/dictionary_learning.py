@@ -1,7 +1,7 @@
 """dictionary_learning 0.1.0: encode and decode of its dictionaries on sparse codes, and what its trainers ask of them.
 
-The trainers' own `update` and, but for JumpReLU, their own `loss` go on running: optimizer, schedule, projections,
-counters and thresholds are the library's lines.
+The trainers' own `update` and, but for JumpReLU and Matryoshka, their own `loss` go on running: optimizer, schedule,
+projections, counters and thresholds are the library's lines.
 """
 
 from collections import namedtuple
@@ -199,6 +199,45 @@ def batch_topk_encode(self: Any, x: Tensor, return_active: bool = False, use_thr
     return f, f.sum(0) > 0, dense
 
 
+@replaces("loss")
+def matryoshka_loss(self: Any, x: Tensor, step: Any = None, logging: bool = False) -> Any:
+    """The library's, each group decoded from its own codes instead of from a slice of dense ones."""
+    f, active, post_relu_acts = self.ae.encode(x, return_active=True, use_threshold=False)
+    codes = codes_in(f)
+    if codes is None:
+        return theirs(self, "loss")(x, step=step, logging=logging)
+    if step > self.threshold_start_step:
+        self.update_threshold(f)
+    decoder = by_latents(self.ae.W_dec)
+    x_hat, losses = self.ae.b_dec.expand_as(x), []
+    for group in range(self.ae.active_groups):
+        first, end = (int(self.ae.group_indices[at]) for at in (group, group + 1))
+        part = codes_of_group(codes, first, end)
+        x_hat = x_hat + ops.decode(part.values, part.indices, decoder[first:end], offsets=part.offsets)
+        losses.append((x - x_hat).pow(2).sum(dim=-1).mean() * self.group_weights[group])
+    every = torch.stack(losses)
+    self.effective_l0 = self.k
+    self.num_tokens_since_fired += x.shape[0]
+    self.num_tokens_since_fired[active] = 0
+    auxk_loss = self.get_auxiliary_loss((x - x_hat).detach(), post_relu_acts)
+    loss = every.mean() + self.auxk_alpha * auxk_loss
+    if not logging:
+        return loss
+    names = ("l2_loss", "auxk_loss", "loss", "min_l2_loss", "max_l2_loss")
+    terms = (every.mean(), auxk_loss, loss, every.min(), every.max())
+    items = {name: term.item() for name, term in zip(names, terms, strict=True)}
+    return loss_log(x=x, x_hat=x_hat, f=f, losses=items)
+
+
+def codes_of_group(codes: Codes, first: int, end: int) -> Codes:
+    """The ragged codes of latents first to end, counted from first."""
+    assert codes.offsets is not None
+    inside = (codes.indices >= first) & (codes.indices < end)
+    counts = torch.zeros(codes.rows + 1, dtype=torch.int64, device=inside.device)
+    counts[1:] = inside.cumsum(0)[codes.offsets[1:] - 1].where(codes.offsets[1:] > 0, 0)
+    return Codes(codes.values[inside], codes.indices[inside] - first, end - first, counts)
+
+
 @replaces("update_threshold")
 def update_threshold(self: Any, f: Tensor) -> None:
     """Only f[f > 0] is read, whatever its shape."""
@@ -260,8 +299,14 @@ def jumprelu_loss(self: Any, x: Tensor, step: int, logging: bool = False, **_: A
     loss = recon_loss + self.sparsity_coefficient * (l0 / self.target_l0 - 1).pow(2) * scale
     if not logging:
         return loss
-    log = namedtuple("LossLog", ["x", "recon", "f", "losses"])
-    return log(x, recon, f, {"l2_loss": recon_loss.item(), "loss": loss.item()})
+    items = {"l2_loss": recon_loss.item(), "loss": loss.item()}
+    return loss_log(x=x, recon=recon, f=f, losses=items)
+
+
+def loss_log(**fields: Any) -> Any:
+    """What their losses return for a log."""
+    log: Any = namedtuple("LossLog", fields)  # type: ignore[misc]
+    return log(**fields)
 
 
 class Jump(torch.autograd.Function):
@@ -312,6 +357,7 @@ DICTIONARIES: dict[str, Callable[[Any], list[Patch | Layout]]] = {
     "AutoEncoder": dictionary(relu_encode, decode, note=FEW),
     "AutoEncoderTopK": dictionary(topk_encode, decode_x, note=SPARSE),
     "BatchTopKSAE": dictionary(batch_topk_encode, decode_x, note=SPARSE),
+    "MatryoshkaBatchTopKSAE": dictionary(batch_topk_encode, decode_x, note=SPARSE),
     "JumpReluAutoEncoder": dictionary(jumprelu_encode, decode, note=FEW),
 }
 
@@ -323,6 +369,11 @@ TRAINERS: dict[str, Callable[[Any], list[Patch | Layout]]] = {
     "BatchTopKTrainer": lambda trainer: [
         Patch(trainer, auxiliary_loss, AUXILIARY),
         Patch(trainer, update_threshold, SPARSE),
+    ],
+    "MatryoshkaBatchTopKTrainer": lambda trainer: [
+        Patch(trainer, auxiliary_loss, AUXILIARY),
+        Patch(trainer, update_threshold, SPARSE),
+        Patch(trainer, matryoshka_loss, "the loss decodes each group from its own codes"),
     ],
     "JumpReluTrainer": lambda trainer: [
         Patch(trainer, jumprelu_loss, "the loss leaves out pre-activations far below their thresholds")

@@ -37,17 +37,23 @@ class Codes(NamedTuple):
         """[B]: Σ over each row's codes, for other values at the same places."""
         if self.offsets is None:
             return values.sum(1)
-        return values.new_zeros(self.rows).index_add(0, self.row_index(), values)
+        return summed_by(self.row_index(), values, self.rows)
 
     def latent_sums(self, values: Tensor) -> Tensor:
         """[F]: Σ over each latent's codes."""
-        return values.new_zeros(self.latents).index_add(0, self.indices.flatten(), values.flatten())
+        return summed_by(self.indices.flatten(), values.flatten(), self.latents)
 
     def dense(self) -> Tensor:
         """[B, F]. Gradients flow to values."""
         flat = self.row_index() * self.latents + self.indices.flatten()
         zeros = self.values.new_zeros(self.rows * self.latents)
         return zeros.scatter(0, flat, self.values.flatten()).view(self.rows, self.latents)
+
+
+def summed_by(places: Tensor, values: Tensor, count: int) -> Tensor:
+    """[count]: Σ over the values of each place. As `sum`, it adds half-precision values in float32."""
+    wide = torch.promote_types(values.dtype, torch.float32) if values.is_floating_point() else values.dtype
+    return torch.zeros(count, dtype=wide, device=values.device).index_add(0, places, values.to(wide)).to(values.dtype)
 
 
 class LazyTensor(Tensor):

@@ -46,7 +46,7 @@ def own_class(sae: Any) -> str:
     return next(k.__name__ for k in type(sae).__mro__ if k.__module__.partition(".")[0] == "overcomplete")
 
 
-def encoder_of(sae: Any) -> tuple[nn.Module, nn.Module | None]:
+def encoder_of(sae: Any) -> tuple[Any, Any]:
     """The encoder, and its last linear layer (None: a TieableEncoder).
 
     Raises:

@@ -21,12 +21,17 @@ D, F, K, B = 24, 160, 4, 48
 TRAINERS = {
     "topk": ("top_k", "TopKTrainer", {"k": K, "threshold_start_step": 3}),
     "batch_topk": ("batch_top_k", "BatchTopKTrainer", {"k": K, "threshold_start_step": 3}),
+    "matryoshka": (
+        "matryoshka_batch_top_k",
+        "MatryoshkaBatchTopKTrainer",
+        {"k": K, "threshold_start_step": 3, "group_fractions": [0.1, 0.3, 0.6]},
+    ),
     "jumprelu": ("jumprelu", "JumpReluTrainer", {"target_l0": K, "bandwidth": 0.05, "sparsity_warmup_steps": 20}),
     "relu": ("standard", "StandardTrainer", {"l1_penalty": 0.3, "sparsity_warmup_steps": 20}),
     "relu_april": ("standard", "StandardTrainerAprilUpdate", {"l1_penalty": 0.3, "sparsity_warmup_steps": 20}),
 }
 every_trainer = pytest.mark.parametrize("kind", TRAINERS)
-with_dead = pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+with_dead = pytest.mark.parametrize("kind", ["topk", "batch_topk", "matryoshka"])
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +100,8 @@ def moved(made):
 
 @every_trainer
 def test_loss_and_every_gradient_in_float64(library, sparse_always, kind):
-    """Planted: no decoder bias; `Step` without the codes of 0, in its value or its gradient; JumpReLU without the scores
-    just below their thresholds; AuxK of other rows, or of one latent more; each caught."""
+    """Planted: no decoder bias; `Step` without the codes of 0, in its value or its gradient; JumpReLU without scores
+    just below their thresholds; AuxK of other rows; AuxK of one latent more; caught."""
     made = trainer(library, kind, torch.float64)
     moved(made)
     (x,) = batches(1, torch.float64)
@@ -108,7 +113,7 @@ def test_loss_and_every_gradient_in_float64(library, sparse_always, kind):
     with saekern.accelerate(made):
         got, grads = gradients(made, x)
     # AuxK, and the count of active latents in JumpReLU's loss, are float32 in their code whatever the rows are.
-    rtol = {"topk": 2e-5, "batch_topk": 2e-5, "jumprelu": 1e-7}.get(kind, 1e-10)
+    rtol = {"topk": 2e-5, "batch_topk": 2e-5, "matryoshka": 2e-5, "jumprelu": 1e-7}.get(kind, 1e-10)
     torch.testing.assert_close(got, want, rtol=rtol, atol=0)
     for name, wanted in want_grads.items():
         error = (grads[name] - wanted).norm() / wanted.norm()
@@ -190,9 +195,9 @@ def test_inference_and_whatever_reads_dense_codes(library, sparse_always, kind):
     moved(made)
     sae, (x,) = made.ae, batches(1)
     x = x.view(6, 8, D)
-    if kind in ("topk", "batch_topk"):
+    if kind in ("topk", "batch_topk", "matryoshka"):
         sae.threshold.fill_(0.3)
-    modes = [{"use_threshold": on} for on in (True, False)] if kind in ("topk", "batch_topk") else [{}]
+    modes = [{"use_threshold": on} for on in (True, False)] if kind in ("topk", "batch_topk", "matryoshka") else [{}]
 
     def run():
         f = [sae.encode(x, **mode) for mode in modes]
@@ -287,7 +292,7 @@ def test_files_and_copies(library, kind):
     with torch.no_grad():
         assert torch.equal(fresh(x), want)
         torch.testing.assert_close(twin.ae(x), want, rtol=1e-5, atol=1e-5)
-        made.ae.b_enc.zero_() if kind == "jumprelu" else made.ae.encoder.weight.zero_()
+        made.ae.W_enc.zero_() if hasattr(made.ae, "W_enc") else made.ae.encoder.weight.zero_()
         torch.testing.assert_close(twin.ae(x), want, rtol=1e-5, atol=1e-5)  # the copy has weights of its own
 
 

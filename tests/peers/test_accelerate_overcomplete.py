@@ -210,6 +210,17 @@ def test_ties_at_the_batch_threshold_are_all_kept(library):
     assert torch.equal(got > 0, want > 0)
 
 
+def test_a_score_equal_to_the_threshold_is_a_code(library, sparse_always):
+    """Planted: the strict comparison of threshold_encode; caught."""
+    sae = sae_of(library, "BatchTopKSAE").eval()
+    sae.running_threshold = torch.tensor(0.1)
+    saekern.accelerate(sae)
+    _, codes = sae.encode(batches(1)[0])
+    sae.running_threshold = codes.max()
+    _, codes = sae.encode(batches(1)[0])
+    assert (codes > 0).sum() == 1
+
+
 @every_kind
 def test_hooks_see_what_they_saw(library, kind):
     alone, ours = sae_of(library, kind), sae_of(library, kind)
