@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from saekern.formats import saelens
 from saekern.sae import SAE, NormalizedSAE
 from saekern.sae.files import ARCHITECTURES, describe
 
@@ -75,8 +76,7 @@ def register_sae_lens() -> tuple[Any, Mapping[str, Any]]:
 
 def _metadata(sae: SAE, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Later ones win: what SAELens kept beside the weights, what we know, what the caller says."""
-    kept = sae.provenance.get("saelens")
-    kept = kept.get("metadata") if isinstance(kept, Mapping) else None
+    kept = sae.provenance.get(saelens.NAME, {}).get("cfg", {}).get("metadata")
     kept = {name: value for name, value in (kept or {}).items() if "sae_lens" not in name}  # versions: of who writes it
     names = {"model_name": "model", "hook_name": "hook"}
     ours = {name: sae.provenance[key] for name, key in names.items() if key in sae.provenance}

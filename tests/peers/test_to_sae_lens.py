@@ -326,7 +326,8 @@ def test_refused():
 
 def test_metadata():
     sae = make("topk")
-    sae.provenance["saelens"] = {"metadata": {"context_size": 64, "sae_lens_version": "5.0.0", "hook_name": "old"}}
+    kept = {"context_size": 64, "sae_lens_version": "5.0.0", "hook_name": "old"}
+    sae.provenance["saelens"] = {"cfg": {"metadata": kept}}
     module = to_sae_lens(sae, metadata={"model_name": "mine"})
     assert module.cfg.metadata.context_size == 64
     assert module.cfg.metadata.hook_name == "blocks.1.hook_resid_pre"
