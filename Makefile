@@ -55,7 +55,7 @@ test-lens: .venv/dev ## the tests that need TransformerLens, on the version of .
 	echo 'import site; site.addsitedir("$(SITE)")' > "$$(.venv-tl39/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	.venv-tl39/bin/python -P -m pytest --basetemp=.venv-tl39/pytest -m lens tests/activations tests/evaluation
 
-PEERS_TEST := -P -m pytest -m peers tests/peers
+PEERS_TEST := -P -m pytest -m peers tests/peers -o junit_family=xunit1
 test-peers: .venv-peers/ready .venv-saebench/ready ## the tests beside the real libraries, each environment its own, and docs/peers.md
 	.venv-peers/bin/python $(PEERS_TEST) --basetemp=.venv-peers/pytest --junitxml=.venv-peers/report.xml
 	.venv-saebench/bin/python $(PEERS_TEST) --basetemp=.venv-saebench/pytest --junitxml=.venv-saebench/report.xml
