@@ -23,7 +23,7 @@ setup(
         "saekern": ["py.typed", "_C.pyi"],
         "saekern.activations": ["tiny/*"],
         "saekern.bench": ["README.md"],
-        "saekern.report": ["*.css"],
+        "saekern.report": ["*.css", "*.js"],
     },
     ext_modules=[
         Pybind11Extension(

@@ -1,8 +1,8 @@
 """Another library's own training step, plain and after `saekern.accelerate`: loss, backward, clipping, projection and
 optimizer are the library's code in both.
 
-The first step of both is held to the same float64 answer. A library joins by a line in FASTER, with its goal; `owner` of
-its adapter in peers.py is what `accelerate` takes.
+The first step of both is held to the same float64 answer. A library joins by a line in FASTER, with its goal; `owner`
+of its adapter in peers.py is what `accelerate` takes.
 """
 
 import saekern

@@ -14,6 +14,7 @@ from saekern.kernels.form import Form
 
 CODES, CUTS = 32, 32  # of a row that are compared at a time
 GATHER = 8  # codes of a row in flight: 16 bytes a thread each
+REGISTERS = 128  # told to the assembler: left to itself it takes up to 168 in Triton 3.9
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -75,12 +76,18 @@ def row_codes(offsets, rows, exists, K):
 
 
 @triton.jit
-def gathered_rows(values, indices, weight, codes, active, columns, inside, D):
+def gathered_rows(
+    values, indices, weight, codes, active, columns, inside, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """weight[latent] and value · weight[latent] of every code, float32 [GATHER, ROWS, BLOCK_D]; 0 where not active."""
     latents = tl.load(indices + codes, mask=active, other=0)
     coefficients = tl.load(values + codes, mask=active, other=0.0).to(tl.float32)
     mask = active[:, :, None] & inside[None, None, :]
-    rows = tl.load(weight + latents[:, :, None] * D + columns[None, None, :], mask=mask, other=0.0).to(tl.float32)
+    # Threads take the axis with the longest runs first, then the next. Of two without runs Triton 3.6 takes the first
+    # and later versions the last: codes instead of rows would be shared out, and 3.6 then spills. Only runs along
+    # columns decide what one instruction loads, so that the rows' claim changes nothing else.
+    at = tl.max_contiguous(latents[:, :, None] * D + columns[None, None, :], (1, ROWS, BLOCK_D))
+    rows = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32)
     return rows, coefficients[:, :, None] * rows
 
 
@@ -119,7 +126,7 @@ def prefix_kernel(
         codes = begin[None, :] + numbers[:, None]  # [GATHER, ROWS]
         active = numbers[:, None] < count[None, :]
         step = tl.load(steps + codes, mask=active, other=0.0)
-        _, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D)
+        _, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D, ROWS, BLOCK_D)
         residuals = (sum[None, :, :] + tl.cumsum(terms, 0)) - aim[None, :, :]
         loss += tl.sum(step[:, :, None] * residuals * residuals, 0)
         sum += tl.sum(terms, 0)
@@ -186,7 +193,7 @@ def hierarchical_loss(
     with torch.cuda.device_of(weight):
         prefix_kernel[grid](
             values, indices, weight, bias, target, offsets, steps, bare, out, losses, batch, values.shape[-1], width,
-            rows, GATHER, cut.BLOCK_D, num_warps=cut.num_warps,
+            rows, GATHER, cut.BLOCK_D, num_warps=cut.num_warps, maxnreg=REGISTERS,
         )  # fmt: skip
     return (losses.sum(dtype=torch.float64) / batch).to(torch.float32), out
 
@@ -220,4 +227,7 @@ def _form(name: str, latents: int, ragged: bool) -> Form:
         constants["offsets"] = None
     aligned = (*signature, "D")
     signature |= dict.fromkeys(("B", "K", "D"), "i32")
-    return Form(prefix_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=128)
+    return Form(
+        prefix_kernel, signature, constants, cut.num_warps, aligned=aligned, gather=True, registers=REGISTERS,
+        capped=True,
+    )  # fmt: skip

@@ -25,6 +25,7 @@ from saekern.kernels.segment_gradients import CHUNK, TILE, fold_kernel, segment_
 
 GATHER = 8  # codes of a row in flight on the way there
 BACK = {2: 2, 4: 4}  # on the way back, by bytes an element: twice as many take more than 128 registers
+REGISTERS = 144  # told to the assembler: left to itself it takes 96 or 128 and keeps 8 bytes a thread in memory
 BUFFER = 2**27  # bytes of S: 262,144 or 524,288 rows of 128 columns in bfloat16; 1,048,576 rows of 64
 
 
@@ -75,7 +76,7 @@ def suffix_kernel(
             numbers = first + tl.arange(0, GATHER)
             active = numbers[:, None] < count[None, :]  # [GATHER, ROWS]
             codes = begin[None, :] + numbers[:, None]
-            _, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D)
+            _, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D, ROWS, BLOCK_D)
             residual += tl.sum(terms, 0)
 
     scale = 2.0 * share * tl.load(grad).to(tl.float32)
@@ -85,7 +86,7 @@ def suffix_kernel(
         active = (numbers >= 0)[:, None] & (numbers[:, None] < count[None, :])
         codes = begin[None, :] + numbers[:, None]
         step = tl.load(steps + codes, mask=active, other=0.0) * scale
-        picked, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D)
+        picked, terms = gathered_rows(values, indices, weight, codes, active, columns, inside, D, ROWS, BLOCK_D)
         later = tl.cumsum(terms, 0) - terms  # [BACK, ROWS, BLOCK_D]
         parts = step[:, :, None] * (residual[None, :, :] - later)
         sums = suffix[None, :, :] + tl.cumsum(parts, 0)
@@ -178,7 +179,7 @@ def hierarchical_loss_backward(
                     values, indices, *(columns_of(t, part) for t in (weight, bias, target, estimate)), offsets, grad,
                     steps, bare, ends, before, after, kept, columns_of(grad_target, part), columns_of(partials, part),
                     1 / batch, batch, values.shape[-1], width, size, rows, GATHER, BACK[weight.itemsize], cut.BLOCK_D,
-                    num_warps=cut.num_warps,
+                    num_warps=cut.num_warps, maxnreg=REGISTERS,
                 )  # fmt: skip
         before, after = after, before
         if walk is not None:
@@ -258,7 +259,9 @@ def _pair(name: str, plan: Plan, ragged: bool) -> list[Form]:
     aligned = (*signature, "D", "width")
     signature |= {"share": "fp32"} | dict.fromkeys(("B", "K", "D", "width"), "i32")
     warps = plan.slices.num_warps
-    walk = Form(suffix_kernel, signature, constants, warps, aligned=aligned, gather=True, registers=128)
+    walk = Form(
+        suffix_kernel, signature, constants, warps, aligned=aligned, gather=True, registers=REGISTERS, capped=True
+    )
 
     absent = ("entries", "positions", "shift", "weight", "sums", "sum_partials", "dots")
     signature = {"segments": "*i32", "indices": "*i64", "row_table": "*i32", "coefficients": pointer, "rows": kept}

@@ -22,9 +22,10 @@ TABLE = {
     "evaluation": ("sae", "activations"),
     "matching": ("ops",),
     "stability": ("matching", "training", "evaluation"),
+    "features": ("sae", "activations", "evaluation", "matching"),
     "formats": ("sae",),
     "acceleration": ("sae", "ops"),
-    "report": ("stability",),
+    "report": ("stability", "features"),
     "pipeline": ("formats", "acceleration", "report"),
     "cli": ("pipeline", "bench"),
     "__main__": ("cli",),
@@ -43,12 +44,15 @@ OPTIONAL_LIBRARIES = {
     "transformer_lens",
     "matplotlib",
     "triton",
+    "sae_bench",
+    "sae_lens",
     "wandb",
     "tensorboard",
     "datasets",
     "transformers",
     "sklearn",
     "huggingface_hub",
+    "PIL",
 }
 
 

@@ -33,8 +33,16 @@ class ActivationCache(ShardRows):
         return load_file(file)["tokens"].long() if file.exists() else None
 
     @cached_property
-    def _positions(self) -> Tensor:
-        return kept_positions(self._need_tokens(), self.manifest).flatten().nonzero()[:, 0]
+    def attention_mask(self) -> Tensor | None:
+        """bool [sequences, context], or None where every token was real."""
+        if "attention_mask_sha256" not in self.manifest:
+            return None
+        return load_file(self.path / "tokens.safetensors")["attention_mask"].bool()
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 [rows]: the place of each row's token in `tokens.flatten()`."""
+        return kept_positions(self._need_tokens(), self.manifest, self.attention_mask).flatten().nonzero()[:, 0]
 
     @cached_property
     def _vocabulary(self) -> dict[str, str]:
@@ -58,16 +66,21 @@ class ActivationCache(ShardRows):
         tokens = self._need_tokens()
         if not 0 <= row < len(self):
             raise IndexError(f"row: expected 0 to {len(self) - 1}, got {row}")
-        sequence, position = divmod(int(self._positions[row]), tokens.shape[1])
+        sequence, position = divmod(int(self.positions[row]), tokens.shape[1])
         line = tokens[sequence].tolist()
         first = max(position - before, 1 if self.manifest["exclude_bos"] else 0)
+        if self.attention_mask is not None:  # padding may stand on either side
+            real = self.attention_mask[sequence].nonzero()[:, 0]
+            first = max(first, int(real[0]) + self.manifest["exclude_bos"])
+            line = line[: int(real[-1]) + 1]
         return (
-            self._text(line[first:position]),
-            self._text(line[position : position + 1]),
-            self._text(line[position + 1 : position + 1 + after]),
+            self.text(line[first:position]),
+            self.text(line[position : position + 1]),
+            self.text(line[position + 1 : position + 1 + after]),
         )
 
-    def _text(self, tokens: list[int]) -> str:
+    def text(self, tokens: list[int]) -> str:
+        """Consecutive tokens as they read."""
         if self.manifest["text"] == "bytes":
             return bytes(tokens).decode("utf-8", errors="replace")
         if self.manifest["text"] == "vocabulary":
@@ -145,12 +158,20 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
-def kept_positions(tokens: Tensor, manifest: dict) -> Tensor:
+def kept_positions(tokens: Tensor, manifest: dict, attention_mask: Tensor | None = None) -> Tensor:
     """True where a token's activation is a row of the cache, [sequences, context]."""
     kept = ~torch.isin(tokens, torch.tensor(manifest["excluded_tokens"], dtype=torch.int64))
-    if manifest["exclude_bos"]:
-        kept[:, 0] = False
-    return kept
+    if attention_mask is not None:
+        kept &= attention_mask
+    return kept & ~first_positions(kept, attention_mask) if manifest["exclude_bos"] else kept
+
+
+def first_positions(like: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """bool [B, T], True at the first real token of every row: where a BOS stands if there is one."""
+    real = torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+    if attention_mask is not None:
+        real &= attention_mask.to(like.device) != 0
+    return real & (real.cumsum(1) == 1)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

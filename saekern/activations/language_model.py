@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from saekern.activations.hugging_face import PREFIX, load_hugging_face
+
 TINY_NAME = "saekern-tiny"
 _TINY = Path(__file__).parent / "tiny"
 
@@ -52,7 +54,9 @@ def weights_hash(name: str) -> str | None:
 
 
 def load_model(name: str, device: str = "cpu") -> Any:
-    """A TransformerLens model by name: "tiny" is the shipped one, any other comes from the Hugging Face hub.
+    """A model by name: "tiny" is the shipped one, others come from the Hugging Face hub.
+
+    "gpt2" is a TransformerLens model, "hf:gpt2" the Hugging Face model itself, whose hooks are names of submodules.
 
     Raises:
         ImportError: TransformerLens is missing or cannot be imported.
@@ -60,6 +64,8 @@ def load_model(name: str, device: str = "cpu") -> Any:
     """
     if name == "tiny":
         return tiny_model().to(device)
+    if name.startswith(PREFIX):
+        return load_hugging_face(name.removeprefix(PREFIX), device)
     bridge = _bridge()
     try:
         return bridge.boot_transformers(name, device=device).eval()

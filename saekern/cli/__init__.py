@@ -16,6 +16,7 @@ COMMANDS = {
     "match": "match the latents of two SAEs",
     "stability": "feature stability of several SAEs",
     "convert": "an SAE from one library's files to another's",
+    "features": "a page about single latents: contexts, histograms, logit lens, neighbours",
     "bench": "run benchmarks",
     "info": "versions, processor, GPU, and which backend each op uses",
 }

@@ -10,22 +10,45 @@ from saekern.evaluation.dictionary_metrics import (
     stable_rank,
     zero_atoms,
 )
-from saekern.evaluation.rows import RowMetrics, density, explained_variance, l0, measure, pca_explained_variance
-from saekern.evaluation.splice import CrossEntropyRecovered, ce_recovered, cross_entropy
+from saekern.evaluation.language_model import (
+    CrossEntropyRecovered,
+    LanguageModelMetrics,
+    ce_recovered,
+    cross_entropy,
+    language_model_metrics,
+)
+from saekern.evaluation.library_metrics import library_metrics
+from saekern.evaluation.rows import (
+    DensityHistogram,
+    RowMetrics,
+    density,
+    density_histogram,
+    explained_variance,
+    l0,
+    measure,
+    pca_explained_variance,
+)
+from saekern.evaluation.splice import Splice, splice
 from saekern.evaluation.top_activations import top_activations
 
 __all__ = [
     "CrossEntropyRecovered",
+    "DensityHistogram",
+    "LanguageModelMetrics",
     "RowMetrics",
+    "Splice",
     "ce_recovered",
     "coherence",
     "connectivity",
     "cross_entropy",
     "density",
+    "density_histogram",
     "effective_rank",
     "explained_variance",
     "hoyer",
     "l0",
+    "language_model_metrics",
+    "library_metrics",
     "measure",
     "negative_interference",
     "ood_score",
@@ -33,6 +56,7 @@ __all__ = [
     "plausibility",
     "r2",
     "soft_identifiability",
+    "splice",
     "stable_rank",
     "top_activations",
     "zero_atoms",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,26 @@ def density(sae: Any, rows: Rows, batch: int = 4096) -> Tensor:
 def l0(sae: Any, rows: Rows, batch: int = 4096) -> float:
     """Mean number of active latents a row."""
     return int(density(sae, rows, batch).sum()) / len(rows)
+
+
+class DensityHistogram(NamedTuple):
+    """How often latents are active, on a logarithmic scale."""
+
+    edges: Tensor  # float64 [bins + 1], log10 of the frequency, up to 0
+    latents: Tensor  # int64 [bins]: a bin holds its left edge, the last one both
+    dead: int  # latents that were active in no row: they have no logarithm
+
+
+def density_histogram(counts: Tensor, rows: int, bins: int = 40) -> DensityHistogram:
+    """From firing counts [F] in `rows` rows (`density`, or `measure(...).counts`): latents by log10 of their frequency,
+    from one row to all of them."""
+    if rows < 1 or bins < 1:
+        raise ValueError(f"rows and bins: expected at least 1, got {rows} and {bins}")
+    low = -max(float(torch.tensor(rows, dtype=torch.float64).log10()), 1e-9)
+    edges = torch.linspace(low, 0, bins + 1, dtype=torch.float64)
+    found = counts[counts > 0].cpu().double().div(rows).log10()
+    place = (torch.bucketize(found, edges, right=True) - 1).clamp(0, bins - 1)
+    return DensityHistogram(edges, torch.bincount(place, minlength=bins), int((counts == 0).sum()))
 
 
 def pca_explained_variance(rows: Rows, k: int, batch: int = 65536) -> float:

@@ -1,90 +1,146 @@
-"""What a language model loses when a hook's activations are replaced by an SAE's reconstruction."""
+"""SAEs in the place of a model's activations: reconstructions, zeros or a mean at a hook."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from saekern.activations.cache import first_positions
+from saekern.activations.hugging_face import HookedModule, check_hook, hooked
 from saekern.evaluation.rows import encode, reconstruction
 
 
-@dataclass(frozen=True)
-class CrossEntropyRecovered:
-    """Cross entropies in nats per predicted token."""
+class Splice:
+    """What stands at a hook. The attributes are the arguments of `splice`, and may be changed between passes.
 
-    ce_clean: float
-    """The model as it is."""
-    ce_sae: float
-    """With the hook's activations reconstructed by the SAE."""
-    ce_zero: float
-    """With the hook's activations set to zero."""
+    It is a TransformerLens hook function: `model.run_with_hooks(tokens, fwd_hooks=[(hook, Splice(sae))])`.
+    """
 
-    @property
-    def recovered(self) -> float:
-        """(ce_zero − ce_sae) / (ce_zero − ce_clean): 1 is lossless, 0 no better than zeros, and it may be negative."""
-        gap = self.ce_zero - self.ce_clean
-        return (self.ce_zero - self.ce_sae) / gap if gap else float("nan")
+    def __init__(
+        self,
+        sae: Any,
+        *,
+        error_term: bool = False,
+        exclude_bos: bool = True,
+        mask: Tensor | None = None,
+        edit: Callable[[Any], Any] | None = None,
+        dense: bool = False,
+    ) -> None:
+        if isinstance(sae, str) and sae != "zero":
+            raise ValueError(f'sae: expected an SAE, "zero", a row or None, got {sae!r}')
+        self.sae, self.error_term, self.exclude_bos, self.mask = sae, error_term, exclude_bos, mask
+        self.edit, self.dense = edit, dense
+
+    def __call__(self, activation: Tensor, hook: Any = None) -> Tensor:
+        x = activation.flatten(2) if activation.dim() > 2 else activation  # [B, T, D]: heads are flattened
+        if isinstance(self.sae, str):
+            out = torch.zeros_like(activation)
+        elif isinstance(self.sae, Tensor):
+            out = self.sae.to(x).expand(x.shape).reshape(activation.shape)
+        else:
+            width = self.sae.dictionary.shape[1]
+            if x.shape[-1] != width:
+                name = getattr(hook, "name", None)
+                raise ValueError(f"hook: {name!r} has {x.shape[-1]} dimensions, the SAE {width}")
+            out = self._reconstruction(x).to(activation).reshape(activation.shape)
+        replaced = self._replaced(activation)
+        return out if replaced is None else torch.where(replaced, out, activation)
+
+    def _reconstruction(self, x: Tensor) -> Tensor:
+        sae, shape = self.sae, x.shape
+        flat = x.reshape(-1, shape[-1])  # [B·T, D]
+        codes = encode(sae, flat)
+        if self.edit is None and not self.error_term:
+            return reconstruction(sae, codes, flat)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.edit is None):
+            plain = reconstruction(sae, codes, flat)  # before the edit, which may be in place
+        x_hat = plain
+        if self.edit is not None:
+            edited = self._edited(codes, shape)
+            ragged = getattr(edited, "offsets", None) is not None
+            x_hat = reconstruction(sae, edited, flat if ragged else x).reshape(plain.shape)
+        return x_hat + (flat.to(plain) - plain).detach() if self.error_term else x_hat
+
+    def _edited(self, codes: Any, shape: torch.Size) -> Any:
+        if self.dense:
+            d_sae = self.sae.dictionary.shape[0]
+            given = codes.dense(d_sae).reshape(*shape[:-1], d_sae)
+        elif codes.offsets is None:
+            given = codes._replace(
+                values=codes.values.reshape(*shape[:-1], -1), indices=codes.indices.reshape(*shape[:-1], -1)
+            )
+        else:
+            given = codes
+        assert self.edit is not None
+        edited = self.edit(given)
+        return given if edited is None else edited
+
+    def _replaced(self, activation: Tensor) -> Tensor | None:
+        """Where the activation is replaced, broadcastable to it; None: everywhere."""
+        lead, mask = activation.shape[:-1][:2], self.mask
+        if mask is not None and mask.shape != lead:
+            raise ValueError(f"mask: expected the activation's {list(lead)}, got {list(mask.shape)}")
+        replaced = None if mask is None else mask.to(activation.device) != 0
+        # A pass over one position is a step of a generation that keeps earlier ones in a cache.
+        if self.exclude_bos and activation.dim() > 2 and activation.shape[1] > 1:
+            later = ~first_positions(activation, mask)
+            replaced = later if replaced is None else replaced & later
+        if replaced is None:
+            return None
+        return replaced.reshape(*replaced.shape, *(1,) * (activation.dim() - replaced.dim()))
 
 
-def ce_recovered(
-    model: Any, hook: str, sequences: Tensor, sae: Any, *, batch: int = 32, exclude_bos: bool = True
-) -> CrossEntropyRecovered:
-    """Cross entropy clean, with the SAE and with zeros at `hook`; arguments as in `cross_entropy`."""
-    clean, spliced, zero = (
-        cross_entropy(model, hook, sequences, replaced, batch=batch, exclude_bos=exclude_bos)
-        for replaced in (None, sae, "zero")
-    )
-    return CrossEntropyRecovered(clean, spliced, zero)
+@contextmanager
+def splice(
+    model: Any,
+    sae: Any,
+    hook: str | None = None,
+    *,
+    error_term: bool = False,
+    exclude_bos: bool = True,
+    mask: Tensor | None = None,
+    edit: Callable[[Any], Any] | None = None,
+    dense: bool = False,
+) -> Iterator[Splice]:
+    """While the context lasts, every pass of the model has the SAE's reconstruction in place of a hook's activation.
 
-
-@torch.no_grad()
-def cross_entropy(
-    model: Any, hook: str, sequences: Tensor, sae: Any = None, *, batch: int = 32, exclude_bos: bool = True
-) -> float:
-    """Mean next-token cross entropy in nats, with the activations at a hook replaced.
+    Plain calls, `run_with_hooks` and `run_with_cache` see it, in any dtype of the model; contexts nest.
 
     Args:
-        model: any TransformerLens model.
-        hook: the hook's name; head dimensions are flattened for the SAE.
-        sequences: int64 [count, context], context ≥ 2; every token but the first is predicted.
-        sae: None leaves the model as it is, "zero" puts zeros, an SAE puts its reconstruction.
-        batch: sequences a forward pass.
-        exclude_bos: the first position is never replaced, as in a harvest without it.
+        model: a TransformerLens model, or a torch module such as a Hugging Face model (see `HookedModule`).
+        sae: any SAE of saekern. Also "zero" or a row [D], to compare with.
+        hook: the hook's or submodule's name; None: where the SAE's rows came from, if it knows. Head dimensions are
+            flattened for the SAE.
+        error_term: add (x − x̂) without gradient, x̂ being the reconstruction without the edit: the model computes what
+            it would, but for the edit, and gradients flow through the codes.
+        exclude_bos: leave the first real token of a sequence as it is (an image has none: its first token is CLS).
+        mask: [B, T], an attention mask; where it is 0 the activation stays as it is. For other batches assign to the
+            `.mask` of what the context gives.
+        edit: a function of the codes, which returns others or changes them in place. It gets SparseCodes, [B, T, K] or
+            ragged rows of B·T; with `dense` a tensor [B, T, F].
 
     Raises:
-        ValueError: sequences that are not int64 [count ≥ 1, context ≥ 2], or an unknown hook.
+        ValueError: an unknown hook, none where the SAE knows none, a width that is not the SAE's.
     """
-    if sequences.dtype != torch.int64 or sequences.dim() != 2 or sequences.shape[0] < 1 or sequences.shape[1] < 2:
-        raise ValueError(f"sequences: expected int64 [>= 1, >= 2], got {sequences.dtype} {list(sequences.shape)}")
-    if hook not in model.hook_dict:
-        raise ValueError(f"hook: {hook!r} is not a hook of this model")
-    hooks = [] if sae is None else [(hook, replacement(sae, exclude_bos))]
-    total = 0.0
-    for tokens in sequences.split(batch):
-        tokens = tokens.to(model.cfg.device)
-        logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
-        losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-        total += float(losses.double().sum())
-    return total / sequences[:, 1:].numel()
+    name = hook if hook is not None else (getattr(sae, "provenance", None) or {}).get("hook")
+    if not isinstance(name, str):
+        raise ValueError(
+            'hook: this SAE does not know where its rows came from; pass the hook, such as "blocks.5.hook_resid_pre",'
+            ' or the name of a submodule, such as "transformer.h.4"'
+        )
+    model = hooked(model)
+    check_hook(model, name)
+    if not isinstance(model, HookedModule):
+        # Under another name TransformerLens may call the function once for each of a hook's names.
+        own = getattr(model.hook_dict[name], "name", None)
+        name = own if own in model.hook_dict else name
+    spliced = Splice(sae, error_term=error_term, exclude_bos=exclude_bos, mask=mask, edit=edit, dense=dense)
+    with model.hooks(fwd_hooks=[(name, spliced)]):
+        yield spliced
 
 
-def replacement(sae: Any, exclude_bos: bool = True) -> Callable[..., Tensor]:
-    """A TransformerLens hook function that puts zeros (sae="zero") or an SAE's reconstruction in place."""
-    if isinstance(sae, str) and sae != "zero":
-        raise ValueError(f'sae: expected an SAE, "zero" or None, got {sae!r}')
-
-    def replace(activation: Tensor, hook: Any) -> Tensor:
-        if isinstance(sae, str):
-            out = torch.zeros_like(activation)
-        else:
-            x = activation.flatten(2).flatten(0, 1)  # [B·T, D]
-            x_hat = reconstruction(sae, encode(sae, x), x)
-            out = x_hat.to(activation).reshape(activation.shape)
-        if exclude_bos:
-            out[:, 0] = activation[:, 0]
-        return out
-
-    return replace
+def replacement(sae: Any, exclude_bos: bool = True, mask: Tensor | None = None) -> Splice:
+    """A hook function that puts zeros (sae="zero"), a row [D] or an SAE's reconstruction in place."""
+    return Splice(sae, exclude_bos=exclude_bos, mask=mask)

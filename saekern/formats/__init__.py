@@ -3,5 +3,17 @@
 from saekern.formats.checkpoint import Checkpoint, build
 from saekern.formats.dictionary import read_dictionary
 from saekern.formats.registry import detect, examine, formats, load, save
+from saekern.formats.sae_lens_module import register_sae_lens, to_sae_lens
 
-__all__ = ["Checkpoint", "build", "detect", "examine", "formats", "load", "read_dictionary", "save"]
+__all__ = [
+    "Checkpoint",
+    "build",
+    "detect",
+    "examine",
+    "formats",
+    "load",
+    "read_dictionary",
+    "register_sae_lens",
+    "save",
+    "to_sae_lens",
+]

@@ -40,7 +40,9 @@ def build(checkpoint: Checkpoint, *, device: torch.device | str = "cpu", dtype: 
     cls = ARCHITECTURES[checkpoint.architecture]
     sae = cls(**{"init_seed": 0, **checkpoint.options}, device="meta")
     expected = sae.state_dict()
-    tensors = {name: tensor.to_dense() if tensor.is_sparse else tensor for name, tensor in checkpoint.tensors.items()}
+    counts = {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith("warmup.count")}
+    given = {**counts, **checkpoint.tensors}  # losses seen in training, which a penalty's warm-up counts: none here
+    tensors = {name: tensor.to_dense() if tensor.is_sparse else tensor for name, tensor in given.items()}
     if expected.keys() != tensors.keys():
         missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
         raise ValueError(f"{checkpoint.format}: tensors missing: {missing or 'none'}, unexpected: {extra or 'none'}")

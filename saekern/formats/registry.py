@@ -24,7 +24,17 @@ from saekern.formats.checkpoint import Checkpoint, build
 from saekern.formats.hub import locate
 from saekern.sae import SAE, files
 
-MODULES = ("native",)
+MODULES = (
+    "native",
+    "batchtopk",
+    "dictionary_learning",
+    "gemma_scope",
+    "llamascopium",
+    "openai",
+    "overcomplete",
+    "saelens",
+    "sparsify",
+)
 
 
 def formats() -> dict[str, ModuleType]:

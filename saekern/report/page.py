@@ -2,9 +2,9 @@
 
 import html
 import json
-from importlib.resources import files
 from typing import Any
 
+from saekern.report.document import document
 from saekern.report.figures import VARIANTS, Picture
 from saekern.report.pareto import comparison
 from saekern.report.results import Results
@@ -27,7 +27,6 @@ def page(results: Results, pictures: list[Picture]) -> str:
     """The whole document, with style, script and pictures inside."""
     title = html.escape(results.run["title"])
     of_seeds = [picture for picture in pictures if picture.name not in VARIANTS]
-    style = files("saekern.report").joinpath("style.css").read_text(encoding="utf-8")
     body = "\n".join(
         [
             f"<header><h1>{title}</h1>{_lead(results)}</header>",
@@ -41,13 +40,7 @@ def page(results: Results, pictures: list[Picture]) -> str:
             _section("Settings", _settings(results)),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'  # else a browser asks the server for favicon.ico
-        f"<title>{title}</title>\n<style>\n{style}</style>\n<script>{SCRIPT}</script>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(results.run["title"], ["style.css"], SCRIPT, body)
 
 
 def _section(title: str, content: str) -> str:

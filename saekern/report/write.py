@@ -1,7 +1,9 @@
-"""Draw the figures and write the page."""
+"""Draw the figures and write the pages."""
 
 from pathlib import Path
 
+from saekern.features import Dashboard
+from saekern.report.features_page import features_page
 from saekern.report.figures import draw
 from saekern.report.page import page
 from saekern.report.results import load
@@ -23,8 +25,21 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     out = Path(folder if out is None else out)
     results = load(folder)
     text = page(results, draw(results, out / "figures"))
-    path = out / "report.html"
-    temporary = path.with_name(".report.html")
+    return _replace(out / "report.html", text)
+
+
+def write_features(dashboard: Dashboard, out: str | Path) -> Path:
+    """The page about single latents, as one file.
+
+    Returns:
+        its path.
+    """
+    return _replace(Path(out), features_page(dashboard))
+
+
+def _replace(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path

@@ -272,6 +272,12 @@ def over(base: str | type[SAE]) -> type[ArchetypalSAE]:
     return _class_over(base)  # type: ignore[arg-type]
 
 
+def describe(value: Tensor) -> dict[str, Any]:
+    """What config() holds in the place of a tensor argument: its shape and the hash of its values."""
+    digest = hashlib.sha256(value.detach().cpu().double().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return {"shape": list(value.shape), "sha256": digest}
+
+
 def _blank(base: str) -> ArchetypalSAE:
     made = over(base)
     return made.__new__(made)
@@ -284,8 +290,8 @@ def _same(held: tuple[Tensor, int], tensor: Tensor) -> bool:
 def _given(
     name: str, value: Tensor | Mapping[str, Any], shape: tuple[int | str, ...], device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
-    """A tensor argument checked, and its description for the config: its shape and the hash of its values. From a
-    description, on "meta", the empty tensor that a file's will replace."""
+    """A tensor argument checked, and its description for the config; from a description, on "meta", the empty tensor
+    that a file's will replace."""
     if not isinstance(value, Tensor):
         if device.type != "meta":
             raise ValueError(f"{name}: expected a tensor [{', '.join(map(str, shape))}], got {type(value).__name__}")
@@ -297,5 +303,4 @@ def _given(
     value = value.detach()
     if not torch.isfinite(value).all():
         raise ValueError(f"{name}: expected finite entries, got NaN or infinity")
-    digest = hashlib.sha256(value.cpu().double().contiguous().numpy().tobytes()).hexdigest()[:16]
-    return value, {"shape": list(value.shape), "sha256": digest}
+    return value, describe(value)

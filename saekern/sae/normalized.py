@@ -14,7 +14,8 @@ NORMS = ("layer_norm", "constant_norm")
 class NormalizedSAE(SAE):
     """z = base.encode(n(x));  x̂ = n⁻¹(base.decode(z)), with n⁻¹ by the mean and scale of the row x itself.
 
-    "layer_norm": n(x) = (x − mean(x)) / (std(x) + ε), with the unbiased standard deviation (D − 1) of the row;
+    "layer_norm": n(x) = (x − mean(x)) / (std(x) + ε), n⁻¹(y) = y std(x) + mean(x), with the unbiased standard deviation
+    (D − 1) of the row; that ε is not in n⁻¹ is how OpenAI's code, SAELens and the BatchTopK repository have it;
     "constant_norm": n(x) = x √D / ‖x‖, and rows of zeros stay.
 
     `decode` gives rows in the base's scale; `forward` and `reconstruct` know x and go back to its scale. The loss is
@@ -111,8 +112,8 @@ class NormalizedSAE(SAE):
             raise ValueError(f"x: expected shape [..., {self.d_in}], got {list(x.shape)}")
         if self.norm == "layer_norm":
             mean = x.mean(-1, keepdim=True)
-            scale = (x - mean).std(-1, keepdim=True) + self.eps
-            return (x - mean) / scale, mean, scale
+            scale = (x - mean).std(-1, keepdim=True)
+            return (x - mean) / (scale + self.eps), mean, scale
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = torch.where(norm > 0, norm, 1) / self.d_in**0.5
         return x / scale, torch.zeros_like(scale), scale

@@ -115,7 +115,8 @@ def test_leaving_the_context_restores_after_an_error_too():
             assert handle.active
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fail)
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert untouched(toy)
     assert not handles[0].active
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 FOLDER = Path(".venv-saebench")
 BELOW = Path(".venv-peers")  # SAELens and TransformerLens 3.9 are there
-LIBRARIES = ("sae-bench==0.6.0", "numpy==1.26.4", "datasets==3.6.0", "pandas==2.3.3", "pytz==2025.2")
-NEEDED: tuple[str, ...] = ()  # what importing the evaluations asks for beyond; found by importing, not from metadata
+# numpy 1.26 needs older pandas and pyarrow than those of .venv.
+LIBRARIES = ("sae-bench==0.6.0", "numpy==1.26.4", "datasets==3.6.0", "pandas==2.3.3", "pyarrow==21.0.0")
+NEEDED = ("pytz==2025.2", "tabulate==0.9.0")  # what importing it asks for beyond; found by importing, not from metadata
 
 
 def main() -> int:

@@ -1,40 +1,16 @@
 """The page in a real browser: figures drawn, no error on the console, a screenshot to look at."""
 
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import CHROMIUM, browse, console
 
 from saekern.report.figures import FIGURES, VARIANTS
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 pytestmark = [
     pytest.mark.chromium,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
-FLAGS = """
-    headless no-sandbox disable-gpu disable-dev-shm-usage no-first-run disable-extensions disable-sync
-    disable-background-networking disable-component-update disable-default-apps disable-domain-reliability
-    metrics-recording-only hide-scrollbars enable-logging=stderr log-level=0
-"""
-QUIET = [f"--{flag}" for flag in FLAGS.split()]
-
-
-def browse(profile, *arguments) -> subprocess.CompletedProcess:
-    command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", *map(str, arguments)]
-    home = {
-        "HOME": str(profile),
-        "XDG_CONFIG_HOME": str(profile),
-        "XDG_CACHE_HOME": str(profile),
-    }  # crash reports, dconf
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=os.environ | home)
-
-
-def console(process: subprocess.CompletedProcess) -> list[str]:
-    return re.findall(r"CONSOLE[:(].*", process.stderr)
 
 
 def test_figures_draw_and_the_console_is_silent(written, tmp_path):

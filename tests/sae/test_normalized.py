@@ -18,10 +18,10 @@ def example(**kwargs):
 def plain_norm(sae, x):
     if sae.norm == "layer_norm":
         mean = x.sum(-1, keepdim=True) / sae.d_in
-        scale = ((x - mean).square().sum(-1, keepdim=True) / (sae.d_in - 1)).sqrt() + sae.eps
-    else:
-        mean, scale = torch.zeros_like(x[..., :1]), x.square().mean(-1, keepdim=True).sqrt()
-    return (x - mean) / scale, mean, scale
+        scale = ((x - mean).square().sum(-1, keepdim=True) / (sae.d_in - 1)).sqrt()
+        return (x - mean) / (scale + sae.eps), mean, scale
+    scale = x.square().mean(-1, keepdim=True).sqrt()
+    return x / scale, torch.zeros_like(scale), scale
 
 
 def plain_loss(sae, x, dead):
@@ -35,7 +35,7 @@ def plain_loss(sae, x, dead):
 
 @pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
 def test_forward_is_the_formula(norm):
-    """Planted: the biased standard deviation; ε inside the root; the mean not added back. All caught."""
+    """Planted: the biased standard deviation; ε inside the root; ε in n⁻¹ too; the mean not added back. All caught."""
     sae, x = example(norm=norm, eps=0.3), rows(7, D) * 5 + 2
     _, x_hat = plain_loss(sae, x, None)
     torch.testing.assert_close(sae(x), x_hat, rtol=1e-12, atol=1e-12)

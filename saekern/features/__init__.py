@@ -1,0 +1,29 @@
+"""Looking at single latents: their contexts, histograms, logit lens and neighbours."""
+
+from saekern.features.choose import densest, drawn
+from saekern.features.collect import Activity, collect
+from saekern.features.contexts import Context
+from saekern.features.dashboard import Band, Dashboard, Latent, dashboard
+from saekern.features.logit_lens import LogitLens, Unembedding, logit_lens, unembedding_of
+from saekern.features.neighbours import Neighbours, in_other, in_same
+from saekern.features.neuronpedia import neuronpedia
+
+__all__ = [
+    "Activity",
+    "Band",
+    "Context",
+    "Dashboard",
+    "Latent",
+    "LogitLens",
+    "Neighbours",
+    "Unembedding",
+    "collect",
+    "dashboard",
+    "densest",
+    "drawn",
+    "in_other",
+    "in_same",
+    "logit_lens",
+    "neuronpedia",
+    "unembedding_of",
+]
