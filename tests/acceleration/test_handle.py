@@ -44,12 +44,12 @@ class Named(Toy):
 
 
 @replaces("encode")
-def encode(self, x):
+def new_encode(self, x):
     return x * self.weight + 10
 
 
 @replaces("decode")
-def decode(self, z):
+def new_decode(self, z):
     return z - 2
 
 
@@ -64,7 +64,7 @@ def missing(self):
 
 
 OURS = "saekern.acceleration.toy_library"
-for function in (encode, decode, other_decode, missing):
+for function in (new_encode, new_decode, other_decode, missing):
     function.__module__ = OURS
 
 X = torch.ones(2)
@@ -76,7 +76,7 @@ def toy_library(monkeypatch):
     theirs, ours = types.ModuleType("toy_library"), types.ModuleType(OURS)
     sae = types.ModuleType("toy_library.sae")
     sae.Toy = Toy
-    ours.patches = lambda obj: [Patch(obj, encode, "both are new"), Patch(obj, decode, "both are new")]
+    ours.patches = lambda obj: [Patch(obj, new_encode, "both are new"), Patch(obj, new_decode, "both are new")]
     for module in (theirs, sae, ours):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(saekern.acceleration.LIBRARIES, "toy_library", "Toys")
@@ -201,7 +201,7 @@ def test_replaced_methods_are_refused():
 def test_other_versions_of_a_library_are_refused(function, words):
     toy = Toy()
     with pytest.raises(ValueError, match=f"{words}.* version of Toys"):
-        Handle(toy, "toy_library", "Toys", [Patch(toy, encode, ""), Patch(toy, function, "")])
+        Handle(toy, "toy_library", "Toys", [Patch(toy, new_encode, ""), Patch(toy, function, "")])
     assert untouched(toy)
 
 

@@ -41,6 +41,8 @@ def plain(made):
         lambda z: z.bool().float().sum(0),
         lambda z: z.bool().float().sum(-1).to_dense().mean(),
         lambda z: (z > 0).sum(),
+        lambda z: (z > 0).sum(0),
+        lambda z: (z != 0).sum(-1),
         lambda z: (z != 0).float().sum(dim=-1),
         lambda z: torch.sum(z.abs(), dim=1),
         lambda z: z.detach().to(torch.float64).sum((0,)),
