@@ -82,9 +82,8 @@ def harvest(
             f"sequences: expected a non-empty int64 [count, context], got {sequences.dtype} {list(sequences.shape)}"
         )
     if attention_mask is not None and attention_mask.shape != sequences.shape:
-        raise ValueError(
-            f"attention_mask: expected the shape of sequences, {list(sequences.shape)}, got {list(attention_mask.shape)}"
-        )
+        expected, got = list(sequences.shape), list(attention_mask.shape)
+        raise ValueError(f"attention_mask: expected the shape of sequences, {expected}, got {got}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {sorted(DTYPES)}, got {dtype!r}")
     if batch < 1 or shard_rows < 1:

@@ -8,6 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,10 +61,8 @@ class HookedModule:
         if attention_mask is not None:
             keywords |= self._masked(attention_mask.to(inputs.device).long())
         kind = "pixel_values" if inputs.is_floating_point() else "input_ids"
-        if self._named_input[kind]:
-            output = self.model(**{kind: inputs}, **keywords)
-        else:
-            output = self.model(inputs, **keywords)
+        named = self._named_input[kind]
+        output = self.model(**{kind: inputs}, **keywords) if named else self.model(inputs, **keywords)
         if return_type is None:
             return None
         logits = getattr(output, "logits", None)
@@ -187,7 +186,7 @@ def _first(value: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, Sequence) else ()
     for key, item in items:
         if isinstance(item, Tensor):
-            return item, lambda new: _with(value, key, new)
+            return item, partial(_with, value, key)
     raise TypeError(f"hook: expected a module that passes on a tensor, got {type(value).__name__}")
 
 

@@ -77,7 +77,8 @@ def r2(x: Tensor, x_hat: Tensor, about: str = "mean") -> float:
             of the data raises it.
         "dimensions": mean over d of 1 − Σ_b (x_bd − x̂_bd)² / Σ_b (x_bd − x̄_d)² (scikit-learn's r2_score); constant
             dimensions are left out.
-        "rows": mean over b of 1 − ‖x_b − x̂_b‖² / ‖x_b − x̄‖² (SAELens' legacy figure, KronSAE's code); rows at the mean are left out.
+        "rows": mean over b of 1 − ‖x_b − x̂_b‖² / ‖x_b − x̄‖² (SAELens' legacy figure, KronSAE's code); rows at the
+            mean are left out.
         "residual": 1 − Σ‖e_b − ē‖² / Σ‖x_b − x̄‖², e = x − x̂: Var(e)/Var(x), never below "mean" (dictionary_learning).
 
     NaN where the denominator is 0.

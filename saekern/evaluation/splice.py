@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saekern.activations.cache import first_positions
-from saekern.activations.hugging_face import HookedModule, check_hook, hooked
+from saekern.activations.hugging_face import check_hook, hooked
 from saekern.evaluation.rows import encode, reconstruction
 
 
@@ -132,10 +132,6 @@ def splice(
         )
     model = hooked(model)
     check_hook(model, name)
-    if not isinstance(model, HookedModule):
-        # Under another name TransformerLens may call the function once for each of a hook's names.
-        own = getattr(model.hook_dict[name], "name", None)
-        name = own if own in model.hook_dict else name
     spliced = Splice(sae, error_term=error_term, exclude_bos=exclude_bos, mask=mask, edit=edit, dense=dense)
     with model.hooks(fwd_hooks=[(name, spliced)]):
         yield spliced

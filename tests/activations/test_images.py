@@ -142,9 +142,7 @@ def test_half_precision_and_a_list_of_files(photos, tmp_path):
     model, processor, hook, _ = saved(dinov2, tmp_path)
     model.model.to(torch.bfloat16)
     files = [photos / "c.png", photos / "a.jpg"]
-    cache = harvest_images(
-        model, hook, files, tmp_path / "rows", processor=processor, dtype="bfloat16", progress=False
-    )
+    cache = harvest_images(model, hook, files, tmp_path / "rows", processor=processor, dtype="bfloat16", progress=False)
     assert len(cache) == 32
     assert cache.shards[0].dtype == torch.bfloat16
     assert patch_of(cache, 16).file == str(files[1])
@@ -230,7 +228,9 @@ def test_bad_arguments(photos, tmp_path):
     options = {"processor": processor, "progress": False}
     with pytest.raises(ValueError, match=r"hook: expected 17 tokens for 4 x 4 patches, got activations \[1, 21, 16\]"):
         harvest_images(model, hook, photos, tmp_path / "a", special_tokens=1, **options)
-    with pytest.raises(ValueError, match=r"hook: expected 21 tokens for 4 x 4 patches, got activations \[1, 16, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"hook: expected 21 tokens for 4 x 4 patches, got activations \[1, 16, 4, 4\]"
+    ):
         harvest_images(model, "embeddings.patch_embeddings.projection", photos, tmp_path / "a", **options)
     with pytest.raises(ValueError, match=r"'layer' is not a hook of this model; for example encoder.layer.0"):
         harvest_images(model, "layer", photos, tmp_path / "a", **options)

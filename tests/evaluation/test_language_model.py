@@ -118,8 +118,8 @@ def test_language_model_metrics(sae, monkeypatch, batch, exclude_bos, special, p
 
 
 def test_recovered_by_hand():
-    """Two tokens; the hook decides alone. p(next) = 3/4 clean, 1/2 at zero: CE log 4/3 and log 2, KL = ¾ log 3/2 + ¼ log
-    1/2. An SAE without loss recovers 1, one that gives zeros 0."""
+    """Two tokens; the hook decides alone. p(next) = 3/4 clean, 1/2 at zero: CE log 4/3 and log 2, KL = ¾ log 3/2 +
+    ¼ log 1/2. An SAE without loss recovers 1, one that gives zeros 0."""
     model = LinearModel()
     model.embed, model.unembed = torch.tensor([[math.log(3.0)]]), torch.tensor([[1.0], [0.0]])
     tokens = torch.zeros(2, 3, dtype=torch.int64)
@@ -145,7 +145,9 @@ def test_recovered_by_hand():
         assert got.mean.kl == pytest.approx(0, abs=1e-12), "the mean of equal activations is that activation"
         assert got.ce_recovered() == pytest.approx(recovered)
         assert got.kl_recovered() == pytest.approx(recovered)
-    assert math.isnan(language_model_metrics(model, "h", tokens, Factor(1), mean=torch.tensor([math.log(3)])).kl_recovered("mean"))
+    assert math.isnan(
+        language_model_metrics(model, "h", tokens, Factor(1), mean=torch.tensor([math.log(3)])).kl_recovered("mean")
+    )
 
 
 def test_logits_of_minus_infinity(sae):

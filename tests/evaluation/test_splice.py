@@ -115,9 +115,11 @@ def test_hooks_go_after_an_exception(model, tokens, sae):
     with pytest.raises(RuntimeError, match="edit failed"), splice(model, sae, "blocks.1", edit=fail):
         model(tokens)
     assert torch.equal(model(tokens), by_hand(model, tokens, {}))
-    with pytest.raises(ValueError, match="has 6 dimensions, the SAE 5"):
-        with splice(model, saekern.TopKSAE(5, 8, 2, init_seed=0), "blocks.1"):
-            model(tokens)
+    with (
+        pytest.raises(ValueError, match="has 6 dimensions, the SAE 5"),
+        splice(model, saekern.TopKSAE(5, 8, 2, init_seed=0), "blocks.1"),
+    ):
+        model(tokens)
     assert torch.equal(model(tokens), by_hand(model, tokens, {}))
 
 
@@ -244,22 +246,30 @@ def test_a_row(model, tokens):
 
 
 def test_which_hook(model, tokens, sae):
-    with pytest.raises(ValueError, match=r"hook: this SAE does not know where its rows came from; pass the hook"):
-        with splice(model, sae):
-            pass
+    with (
+        pytest.raises(ValueError, match=r"hook: this SAE does not know where its rows came from; pass the hook"),
+        splice(model, sae),
+    ):
+        pass
     sae.provenance = {"hook": "blocks.1"}
     with splice(model, sae, exclude_bos=False):
         torch.testing.assert_close(model(tokens), by_hand(model, tokens, {1: sae}))
-    with pytest.raises(ValueError, match=r"'blocks.9' is not a hook of this model; for example blocks.0, blocks.1"):
-        with splice(model, sae, "blocks.9"):
-            pass
-    with pytest.raises(TypeError, match="model: expected a TransformerLens model or a torch module, got dict"):
-        with splice({}, sae, "blocks.1"):
-            pass
+    with (
+        pytest.raises(ValueError, match=r"'blocks.9' is not a hook of this model; for example blocks.0, blocks.1"),
+        splice(model, sae, "blocks.9"),
+    ):
+        pass
+    with (
+        pytest.raises(TypeError, match="model: expected a TransformerLens model or a torch module, got dict"),
+        splice({}, sae, "blocks.1"),
+    ):
+        pass
     silent = nn.Sequential(nn.Identity())
-    with pytest.raises(TypeError, match="hook: expected a module that passes on a tensor, got str"):
-        with splice(silent, sae, "0"):
-            silent("word")
+    with (
+        pytest.raises(TypeError, match="hook: expected a module that passes on a tensor, got str"),
+        splice(silent, sae, "0"),
+    ):
+        silent("word")
 
 
 def test_named_tuples_and_mappings(sae):
@@ -315,8 +325,7 @@ def tiny():
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("compatible", [False, True])
 def test_transformer_lens(tiny, hook, compatible, monkeypatch):
-    """Plain calls, run_with_hooks and run_with_cache all see the SAE, once; nothing stays. In compatibility mode
-    TransformerLens calls a hook once for each of its names. Planted: the given name passed on; caught there."""
+    """Plain calls, run_with_hooks and run_with_cache all see the SAE, once, whatever a hook's names; nothing stays."""
     monkeypatch.setattr(tiny, "compatibility_mode", compatible)
     sae = saekern.TopKSAE(128, 512, 8, init_seed=0)
     tokens = python_source_sequences("heldout", 32, 2, seed=0)

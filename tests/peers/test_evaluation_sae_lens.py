@@ -1,7 +1,7 @@
-"""Our losses and variances against SAELens' evaluator: its own SAE, our module with the same weights, one model, one text.
+"""Our losses and variances against SAELens' evaluator: its own SAE, ours with the same weights, one model, one text.
 
-In float64 (the rows of `library_metrics` are float32 in any case) and in float32, where SAELens' KL of a position is a sum
-of differences of log-probabilities of some 20, each with an error of 20 · 2⁻²⁴.
+In float64 (the rows of `library_metrics` are float32 in any case) and in float32, where SAELens' KL of a position is a
+sum of differences of two log-probabilities of some 20, each rounded twice.
 """
 
 import importlib
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.peers
 
 sae_lens = pytest.importorskip("sae_lens")
 NEAR = 1e-5
-WIDTH, LATENTS, CONTEXT = 128, 512, 48
+WIDTH, LATENTS, CONTEXT = 128, 192, 24
 HOOKS = ("blocks.1.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z")
 
 
@@ -55,8 +55,8 @@ def pair(kind, rows):
         theirs = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(**shape))
     with torch.no_grad():
         ours.b_dec.copy_(rows.mean(0))
-        if kind == "relu":  # each latent is active in one row of twenty
-            ours.b_enc.copy_(-((rows - ours.b_dec) @ ours.W_enc).quantile(0.95, dim=0))
+        if kind == "relu":  # a latent is active in a row of twenty or so, and no score is 0 but for rounding
+            ours.b_enc.copy_(-0.01 - 1.037 * ((rows - ours.b_dec) @ ours.W_enc).quantile(0.95, dim=0))
         ours.W_dec.mul_(0.5)
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             getattr(theirs, name).copy_(getattr(ours, name))
@@ -94,7 +94,7 @@ def test_agrees(model, kind, hook, ignored):
     got = language_model_metrics(
         model, hook, tokens, ours, batch=4, exclude_bos=False, exclude_tokens=ignored, ablate_all=True
     )
-    loose = 20 * 2**-24 if x.dtype == torch.float32 else 0
+    loose = 4 * 20 * 2**-24 if x.dtype == torch.float32 else 0
     assert got.clean.ce == pytest.approx(losses["ce_loss_without_sae"], rel=NEAR)
     assert got.sae.ce == pytest.approx(losses["ce_loss_with_sae"], rel=NEAR)
     assert got.zero.ce == pytest.approx(losses["ce_loss_with_ablation"], rel=NEAR)
@@ -116,7 +116,8 @@ def test_agrees(model, kind, hook, ignored):
             found = sum(one[f"sae_lens.{name}"] * len(part) for one, part in zip(each, parts, strict=True)) / len(rows)
         elif name == "relative_reconstruction_bias":
             found = sum(one[f"sae_lens.{name}"] for one in each) / 3
-        assert found == pytest.approx(value, rel=NEAR), name
-    assert measure(ours, rows).explained_variance == pytest.approx(names["explained_variance"], rel=NEAR)
+        near_zero = 1e-6 if "explained" in name else 0  # 1 − a ratio
+        assert found == pytest.approx(value, rel=NEAR, abs=near_zero), name
+    assert measure(ours, rows).explained_variance == pytest.approx(names["explained_variance"], rel=NEAR, abs=1e-6)
     share = density(ours, rows).double() / len(rows)
     torch.testing.assert_close(share, torch.tensor(features["feature_density"]).double(), rtol=1e-5, atol=1e-7)
