@@ -59,7 +59,7 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
     sizes["d_sae"] = state_dict.number(config, "dict_size", config_file)
     kept: dict[str, Any] = {"config": config}
     base: dict[str, Any] = {"subtract_b_dec": subtract}
-    notes = []
+    notes: list[str] = []
     if kind in ("topk", "batchtopk"):
         base["k"] = state_dict.number(config, "top_k", config_file)
         tensors["b_enc"] = _unused(tensors["b_enc"], kind, file, fold, notes)

@@ -145,7 +145,7 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
         logs = state_dict.logs_of(tensors["threshold"].expand(sae.d_sae), before, True, NAME, fold)
         theirs[LOGS] = state_dict.narrowed(logs, tensors["W_enc"].dtype)
     dtype = tensors["W_dec" if not relaxed else "W"].dtype
-    if relaxed:
+    if isinstance(sae, ArchetypalSAE):
         theirs |= _points(sae, tensors, options)
     else:
         normalization = _normalization({"normalization": "l2", **options}, path)
