@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saekern.sae import SAE, files
+from saekern.sae.archetypal import ArchetypalSAE
 
 Names = Mapping[str, tuple[str, bool]]
 """Theirs -> ours, and whether it is transposed."""
@@ -104,14 +105,13 @@ def exported(sae: SAE, format: str, known: tuple[str, ...], fold: bool) -> tuple
         ValueError: another architecture.
     """
     tensors, architecture = {name: tensor.detach() for name, tensor in sae.state_dict().items()}, sae.architecture
-    if architecture == "archetypal":
+    if isinstance(sae, ArchetypalSAE):
         if not fold:
             raise ValueError(
                 f"{format} has no dictionary made of points; fold=True writes the atoms as they are now, and loses"
                 " points and mixtures"
             )
-        architecture = str(getattr(sae, "base_architecture"))  # noqa: B009
-        tensors["W_dec"] = sae.dictionary
+        architecture, tensors["W_dec"] = sae.base_architecture, sae.dictionary
     if architecture not in known:
         normalized = f" (rows normalised by {sae.norm})" if architecture == "normalized" else ""
         raise ValueError(f"{format} cannot express {architecture!r}{normalized}; it has: {', '.join(known)}")

@@ -1,6 +1,6 @@
 """What formats with a state dict share.
 
-Planted: `unpacked` without its limit (a short text then fills 1 GB); a text of another size believed; caught.
+Planted: `unpacked` without its limit; a text of another size believed; weights of whole numbers let through; caught.
 """
 
 import pickle
