@@ -12,7 +12,7 @@ from saekern.acceleration.lazy import Codes, LazyTensor, lazy_codes
 from saekern.ops import LatentOrder, RaggedCodes, checks, library
 from saekern.ops.topk_encode import encode as encode_topk
 
-# Above this part of active latents dense products take less time than sparse codes do (docs/accelerate.md).
+# Above this part of active latents dense products take less time than sparse codes do: an estimate, not yet measured.
 DENSE_ABOVE = 0.04
 PROBED_ROWS = 8
 
