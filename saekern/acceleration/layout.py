@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saekern.acceleration.encoder import transposed
+
 
 class Layout(NamedTuple):
     """One weight matrix to be stored so that a latent's row (or column) is contiguous; its shape and values stay.
@@ -49,3 +51,9 @@ def stored(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
     if tensor.stride() == stride:
         return tensor
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def by_latents(weight: Tensor, dim: int = 0) -> Tensor:
+    """A weight matrix as contiguous rows [F, D]; `dim` counts latents. A view where it lies so."""
+    weight = weight if dim == 0 else weight.T
+    return weight if weight.is_contiguous() else transposed(weight.T)

@@ -21,7 +21,7 @@ from saekern.bench.peers import load, stand_ins
 pytestmark = pytest.mark.peers
 D, F, K, B = 24, 160, 4, 48
 MISSING = ("overcomplete.models", "overcomplete.visualization", "overcomplete.optimization")
-KINDS = ("TopKSAE", "BatchTopKSAE", "JumpSAE", "SAE", "RATopKSAE", "tied", "mlp")
+KINDS = ("TopKSAE", "BatchTopKSAE", "JumpSAE", "SAE", "RATopKSAE", "RAJumpSAE", "tied", "mlp")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 CRITERIA = (
     "mse",
@@ -54,6 +54,9 @@ def sae_of(library, kind, dtype=torch.float32, **options):
     torch.manual_seed(0)
     if kind == "RATopKSAE":
         made = library.RATopKSAE(D, F, points=torch.randn(30, D), top_k=K)
+    elif kind == "RAJumpSAE":
+        made = library.RAJumpSAE(D, F, points=torch.randn(30, D), bandwidth=0.02)
+        made.thresholds.data.fill_(-0.7)
     elif kind == "BatchTopKSAE":
         made = library.BatchTopKSAE(D, F, top_k=K * B)  # of the whole batch
     elif kind == "JumpSAE":
@@ -114,14 +117,14 @@ def test_loss_and_every_gradient_in_float64(library, sparse_always, kind, name):
     sae = sae_of(library, kind, torch.float64)
     (x,) = batches(1, torch.float64)
     want, want_grads = gradients(copy.deepcopy(sae), x, name)
-    if name == "mse_hoyer" and kind in ("BatchTopKSAE", "JumpSAE"):
+    if name == "mse_hoyer" and kind in ("BatchTopKSAE", "JumpSAE", "RAJumpSAE"):
         # Some rows have no code; the L2 norm's gradient there is theirs to call NaN, and 0 where it is summed sparsely.
         assert any(grad.isnan().any() for grad in want_grads.values())
         return
     with saekern.accelerate(sae):
         got, grads = gradients(sae, x, name)
     # JumpSAE: the default kernel ends at 2^-40 of its height, and is rounded to float32 by its own code.
-    rtol = 1e-6 if kind == "JumpSAE" else 1e-10
+    rtol = 1e-6 if "Jump" in kind else 1e-10
     torch.testing.assert_close(got, want, rtol=rtol, atol=0)
     assert grads.keys() == want_grads.keys()
     for parameter, wanted in want_grads.items():
