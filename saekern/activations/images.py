@@ -109,11 +109,14 @@ def harvest_images(
         raise ValueError(f"batch and shard_rows: expected at least 1, got {batch} and {shard_rows}")
     model = hooked(model)
     check_hook(model, hook)
-    single = isinstance(images, str | Path)
-    files = image_files(images) if single else [Path(file) for file in images]
+    if isinstance(images, str | Path):
+        files = image_files(images)
+        names = [file.relative_to(images).as_posix() for file in files]
+    else:
+        files = [Path(file) for file in images]
+        names = [str(file) for file in files]
     if not files:
         raise ValueError("images: expected at least one file, got none")
-    names = [file.relative_to(images).as_posix() if single else str(file) for file in files]
     path, pixel_dtype = Path(path), _dtype(model)
 
     def tokens(part: list[Path]) -> Tensor:
@@ -131,7 +134,7 @@ def harvest_images(
     patches = grid[0] * grid[1]
     per_shard = max(1, round(shard_rows / patches))
     counts = [min(per_shard, len(files) - begin) for begin in range(0, len(files), per_shard)]
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "model": str(model.cfg.model_name),

@@ -99,7 +99,7 @@ def by_hand(file, kind):
 def test_rows_are_patches(make, photos, tmp_path):
     """Against the model's own hidden states at pixels prepared by hand; CLS and registers have no rows.
 
-    Planted: CLS kept and the last patch dropped; caught. Planted: files in the order of the disk; caught by names."""
+    Planted: CLS kept and the last patch dropped; caught. Planted: files by size; caught."""
     model, processor, hook, special = saved(make, tmp_path)
     cache = harvest_images(model, hook, photos, tmp_path / "rows", processor=processor, batch=2, progress=False)
     assert not model.model.get_submodule(hook)._forward_hooks, "a hook stayed"
@@ -185,7 +185,7 @@ class Transposed(torch.nn.Module):
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "deep"])
 def test_an_unreadable_image_is_named(photos, tmp_path, damage):
-    """Planted: only OSError caught; a damaged PNG's SyntaxError got through."""
+    """Planted: only OSError turned into this; the deep image was not named."""
     model, processor, hook, _ = saved(vit, tmp_path)
     bad = photos / "b" / "2.png"
     data = bad.read_bytes()

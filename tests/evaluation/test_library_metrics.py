@@ -54,7 +54,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("batch", [7, 40, 1000])
 def test_streams(sae, batch):
-    """In batches, the last one smaller. Planted: legacy about the mean of all rows; a mean over rows where the library
+    """In batches, the last one smaller. Planted: legacy about zero; a mean over rows where the library
     takes one over batches; fvu about zero. All three were caught."""
     x = (torch.randn(101, 6) * 8).round() / 8 + torch.arange(6)  # codes exact: the same in every batch
     rows = TensorRows(x)
