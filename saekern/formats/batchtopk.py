@@ -69,7 +69,7 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
     if kind == "jumprelu":
         logs = tensors["threshold"]
         tensors["threshold"] = state_dict.threshold_of(logs, False, file)
-        kept[LOGS] = state_dict.packed(logs.float())
+        kept[LOGS] = state_dict.packed(state_dict.wide(logs))
         notes.append("θ = exp(log_threshold).")
     found = {"model": config.get("model_name"), "hook": config.get("hook_point")}
     provenance = {name: value for name, value in found.items() if isinstance(value, str) and value}
@@ -112,7 +112,7 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
     if kind in ("topk", "batchtopk"):
         config["top_k"] = inner.k
     if kind == "jumprelu":
-        before_logs = state_dict.unpacked(kept.get(LOGS), (sae.d_sae,), torch.float32)
+        before_logs = state_dict.unpacked(kept.get(LOGS), (sae.d_sae,), tensors["threshold"].dtype)
         logs = state_dict.logs_of(tensors["threshold"], before_logs, False, NAME, fold)
         theirs[LOGS] = state_dict.narrowed(logs, inner.W_dec.dtype)
     state_dict.write_pickle(path / WEIGHTS, theirs)

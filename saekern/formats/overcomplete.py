@@ -87,7 +87,7 @@ def read(path: Path, options: Mapping[str, Any], fold: bool) -> Checkpoint:
         notes.append("θ is the number below running_threshold: theirs passes s >= it, ours s > θ.")
     if architecture == "jumprelu":
         tensors["threshold"] = state_dict.threshold_of(state[LOGS], True, path)
-        kept[LOGS] = state_dict.packed(state[LOGS].float())
+        kept[LOGS] = state_dict.packed(state_dict.wide(state[LOGS]))
         notes.append("θ is the number below exp(thresholds): theirs passes s >= it, ours s > θ.")
         notes.append(
             "Training differs: kernel and bandwidth are not in the file, and its slope is 1/bandwidth as steep."
@@ -141,7 +141,7 @@ def write(sae: SAE, path: Path, options: Mapping[str, Any], fold: bool) -> None:
     if name == "BatchTopKSAE":
         _check_threshold_known(tensors["threshold"], options)
     if CLASSES[name][0] == "jumprelu":
-        before = state_dict.unpacked(kept.get(LOGS), (sae.d_sae,), torch.float32)
+        before = state_dict.unpacked(kept.get(LOGS), (sae.d_sae,), tensors["threshold"].dtype)
         logs = state_dict.logs_of(tensors["threshold"].expand(sae.d_sae), before, True, NAME, fold)
         theirs[LOGS] = state_dict.narrowed(logs, tensors["W_enc"].dtype)
     dtype = tensors["W_dec" if not relaxed else "W"].dtype

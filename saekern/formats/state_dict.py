@@ -180,7 +180,13 @@ def write_pickle(file: Path, content: Any) -> None:
     files.replace(file, lambda temporary: torch.save(content, temporary))
 
 
-# Thresholds that are stored as logarithms.
+# Thresholds that are stored as logarithms, computed in float32, or in float64 if they are.
+
+LIMITS = {torch.float32: (-104.0, 88.7), torch.float64: (-746.0, 709.7)}  # beyond them exp is 0, or infinite
+
+
+def wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def threshold_of(logs: Tensor, inclusive: bool, where: Path) -> Tensor:
@@ -192,7 +198,7 @@ def threshold_of(logs: Tensor, inclusive: bool, where: Path) -> Tensor:
     """
     if not torch.isfinite(logs).all():
         raise ValueError(f"{where}: thresholds: {int((~torch.isfinite(logs)).sum())} logarithms are not finite")
-    theta = logs.detach().float().exp()
+    theta = wide(logs).exp()
     if inclusive:
         theta = torch.nextafter(theta, torch.full_like(theta, -torch.inf)).clamp(min=0)
     return theta
@@ -202,24 +208,25 @@ def logs_of(theta: Tensor, before: Tensor | None, inclusive: bool, format: str, 
     """The logarithms whose `threshold_of` is θ; those of `before` where they still are.
 
     Raises:
-        ValueError: negative thresholds; or some have no such logarithm in float32 (they are a few units in the last
-            place apart where |log θ| > 1), and fold does not allow the nearest.
+        ValueError: negative thresholds; or some have no such logarithm (they are a few units in the last place apart
+            where |log θ| > 1), and fold does not allow the nearest.
     """
-    theta, here = theta.detach().float().cpu(), Path(format)
+    theta, here = wide(theta).cpu(), Path(format)
+    low, high = LIMITS[theta.dtype]
     if (theta < 0).any() or theta.isnan().any():
         raise ValueError(f"{format} keeps log θ, and {int((~(theta >= 0)).sum())} thresholds are below 0")
     up = torch.nextafter(theta, torch.full_like(theta, torch.inf)) if inclusive else theta
-    best = up.double().log().float().clamp(min=-104, max=88.7)  # exp(-104) is 0 in float32
+    best = up.double().log().to(theta.dtype).clamp(low, high)
     for _ in range(8):  # exp is a rounding or two off: look around
         error = threshold_of(best, inclusive, here) - theta
         step = torch.nextafter(best, torch.where(error > 0, -torch.inf, torch.inf))
-        best = torch.where(error == 0, best, torch.where(step.abs() < 104, step, best))
+        best = torch.where(error == 0, best, step.clamp(low, high))
     if before is not None:
         best = torch.where(threshold_of(before, inclusive, here) == theta, before, best)
     wrong = int((threshold_of(best, inclusive, here) != theta).sum())
     if wrong and not fold:
         raise ValueError(
-            f"{format} keeps log θ, and {wrong} of {theta.numel()} thresholds are not the exp of a float32; fold=True"
-            " takes the nearest"
+            f"{format} keeps log θ, and {wrong} of {theta.numel()} thresholds are not the exp of a number of their"
+            " type; fold=True takes the nearest"
         )
     return best

@@ -15,7 +15,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -94,7 +93,8 @@ def _keep(library: str, *checkout: Path) -> None:
         x = foreign_saes.rows()
         with torch.no_grad():
             codes, x_hat = answer(foreign.model, x)
-        save_file({"x": x, "codes": codes.contiguous(), "x_hat": x_hat.contiguous()}, folder / "answers.safetensors")
+        # safetensors' own writer gives other bytes each time.
+        write_tensors(folder / "answers.safetensors", {"x": x, "codes": codes, "x_hat": x_hat})
 
 
 if __name__ == "__main__":

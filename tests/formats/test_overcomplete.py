@@ -83,19 +83,20 @@ def test_thresholds_pass_what_is_equal():
     assert float(state_dict.threshold_of(torch.tensor([-200.0]), True, Path("x"))) == 0
 
 
-def test_logarithms_come_back():
-    """Those that were read exactly; of others, wherever a float32 has that exponential."""
-    logs = torch.linspace(-20, 3, 2001)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logarithms_come_back(dtype):
+    """Those that were read exactly; of others, wherever some number has that exponential."""
+    logs = torch.linspace(-20, 3, 2001, dtype=dtype)
     theta = state_dict.threshold_of(logs, True, Path("x"))
     assert torch.equal(state_dict.logs_of(theta, logs, True, "x", False), logs)
     again = state_dict.logs_of(theta, None, True, "x", False)
     assert torch.equal(state_dict.threshold_of(again, True, Path("x")), theta)
-    moved = torch.nextafter(theta, torch.tensor(torch.inf))
-    with pytest.raises(ValueError, match=r"keeps log θ, and \d+ of 2001 thresholds are not the exp of a float32; fold"):
+    moved = torch.nextafter(theta, torch.tensor(torch.inf, dtype=dtype))
+    with pytest.raises(ValueError, match=r"keeps log θ, and \d+ of 2001 thresholds are not the exp of a number of"):
         state_dict.logs_of(moved, logs, True, "x", False)
     nearest = state_dict.threshold_of(state_dict.logs_of(moved, logs, True, "x", True), True, Path("x"))
     # One step of a logarithm of size m moves θ by m 2⁻²³, and half that is the farthest away.
-    assert bool(((nearest - moved).abs() <= moved * (logs.abs() + 2) * 2.0**-23).all())
+    assert bool(((nearest - moved).abs() <= moved * (logs.abs() + 2) * torch.finfo(dtype).eps).all())
 
 
 def test_jumps_of_ours(tmp_path):
