@@ -120,7 +120,9 @@ class LazyTensor(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """What reaches the dispatcher past __torch_function__, such as an autograd function's own arguments."""
         args, kwargs = tree_map_only(LazyTensor, LazyTensor.dense, (args, kwargs or {}))
         return func(*args, **kwargs)

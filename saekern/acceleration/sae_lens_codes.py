@@ -47,7 +47,7 @@ class Scores(NamedTuple):
         scores = self.x @ self.weight.T + self.bias
         return (scores if self.norm is None else scores * self.norm).view(*self.lead, self.latents)
 
-    def compared(self) -> tuple[Tensor, Tensor, Tensor]:
+    def compared(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, weight, bias of the scores that are compared with each other: with the norms, without gradients."""
         x, weight, bias = self.x.detach(), self.weight.detach(), self.bias.detach()
         if self.norm is not None:

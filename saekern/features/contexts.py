@@ -83,8 +83,9 @@ def contexts(cache: ActivationCache, rows: Tensor, values: Tensor, codes: Tensor
         if row < 0:
             continue
         first, last = kept.index(True), len(kept) - kept[::-1].index(True)
-        pieces, known, focus = [], [], 0
-        at = first
+        pieces: list[str] = []
+        known: list[float | None] = []
+        at, focus = first, 0
         for text, length in split(cache, line[first:last]):
             here = [code for code in codes_of[at : at + length] if code == code]
             if at <= before < at + length:

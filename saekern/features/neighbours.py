@@ -1,6 +1,6 @@
 """The nearest decoder rows of chosen latents, in the same dictionary and in another."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from saekern.matching.geometry import moderate, side_of
 from saekern.matching.pair import same_space
 
 
-class Neighbours(NamedTuple):
+@dataclass(frozen=True)
+class Neighbours:
     """By signed cosine of decoder rows, ties to the smaller index. Rows of norm zero have and are no neighbours."""
 
     index: Tensor  # int64 [L, m], −1 where there are fewer

@@ -6,12 +6,13 @@ import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
 
+SHOWN = 7  # cases of a test that are named
 PAGE = Path(__file__).parent.parent.parent / "docs" / "peers.md"
 HEAD = """# Beside the real libraries
 
 What `make test-peers` saw last: our code and the libraries' own, on the same weights and rows. A test passes where
 outputs (gradients, losses, files) agree within what rounding explains (`tests/bounds.py`); figures that a test recorded
-are the worst of its cases. The environments: `bench/install_peers.py`, `tests/peers/install_saebench.py`.
+are the worst of its cases. What both environments run counts twice. They are made by `bench/install_peers.py`, `tests/peers/install_saebench.py`.
 
 """
 
@@ -40,7 +41,8 @@ def table(suites: list[ElementTree.Element]) -> str:
         passed = found.pop("passed", [])
         if not passed and found.keys() == {"skipped"}:
             continue  # belongs to another environment
-        cases = ", ".join(dict.fromkeys(re.sub(r"\s+", " ", p) for p in passed if p)) or "–"
+        named = list(dict.fromkeys(re.sub(r"\s+", " ", p) for p in passed if p))
+        cases = ", ".join(named) if len(named) <= SHOWN else f"{len(named)}: {', '.join(named[:3])}, …"
         rest = "".join(f", {len(which)} {kind}" for kind, which in found.items())
         shown = "; ".join(f"{label} {value:.3g}" for label, value in figures[file, name].items())
         lines.append(f"| {file} | {name.replace('_', ' ')} | {cases} | {len(passed)}{rest} | {shown} |")
