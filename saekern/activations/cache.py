@@ -32,6 +32,11 @@ class ActivationCache(ShardRows):
         file = self.path / "tokens.safetensors"
         return load_file(file)["tokens"].long() if file.exists() else None
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What an SAE that is trained on these rows says of them: "model" and "hook"."""
+        return {name: str(self.manifest[name]) for name in ("model", "hook")}
+
     @cached_property
     def attention_mask(self) -> Tensor | None:
         """bool [sequences, context], or None where every token was real."""

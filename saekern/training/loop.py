@@ -65,6 +65,7 @@ def train(
         OSError: the folder cannot be written or the disk is full; the last checkpoint is intact.
     """
     _check(sae, rows)
+    sae.provenance |= getattr(rows, "provenance", {})  # the model and the hook of a cache
     device = sae.b_dec.device
     last_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
     position = Position(sae, Adam(sae, config.betas, config.eps), last_fired, Watch(device))

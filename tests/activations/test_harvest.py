@@ -37,6 +37,7 @@ def test_rows_are_what_the_hook_saw(stub, sequences, tmp_path, batch, shard_rows
     assert torch.equal(everything(cache), want)
     assert torch.equal(cache.tokens, sequences)
     assert cache.width == 6
+    assert cache.provenance == {"model": stub.cfg.model_name, "hook": HOOK}
     mean = want.double().mean(0)
     assert (cache.mean() - mean).abs().max() <= torch.finfo(torch.float32).eps * mean.abs().max()
     cache.verify()

@@ -12,7 +12,8 @@ HEAD = """# Beside the real libraries
 
 What `make test-peers` saw last: our code and the libraries' own, on the same weights and rows. A test passes where
 outputs (gradients, losses, files) agree within what rounding explains (`tests/bounds.py`); figures that a test recorded
-are the worst of its cases. What both environments run counts twice. They are made by `bench/install_peers.py`, `tests/peers/install_saebench.py`.
+are the worst of its cases. What both environments run counts twice; `bench/install_peers.py` and
+`tests/peers/install_saebench.py` make them.
 
 """
 

@@ -126,3 +126,22 @@ def test_a_hierarchical_sae_resumes_too(tmp_path, make_rows, resumed):
     resumed(make, make_rows(), CONFIG, tmp_path / "stopped", 7)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
     assert saekern.load(tmp_path / "whole").budgets == [2, 4]
+
+
+def test_an_sae_knows_the_hook_of_its_rows(tmp_path, make_rows):
+    """Also one whose run began before files said so. Planted: the names not ignored in a comparison; caught."""
+    rows = make_rows()
+    rows.provenance = {"model": "tiny", "hook": "blocks.1.hook_resid_post"}
+    settings = saekern.TrainConfig(rows=128, batch_size=64)
+
+    def run():
+        sae = saekern.TopKSAE(8, 32, 4, init_seed=0)
+        return saekern.train(sae, rows, settings, out=tmp_path, progress=False).sae
+
+    assert run().provenance["hook"] == "blocks.1.hook_resid_post"
+    assert saekern.load(tmp_path).provenance["model"] == "tiny"
+    file = tmp_path / "config.json"
+    old = json.loads(file.read_text())
+    del old["provenance"]["model"], old["provenance"]["hook"]
+    file.write_text(json.dumps(old))
+    run()
