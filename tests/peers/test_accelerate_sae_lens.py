@@ -70,7 +70,8 @@ def run(sae, x, dead):
 @ALL_TRAINING
 @pytest.mark.parametrize("dead", [None, DEAD, torch.arange(F) == 5, torch.zeros(F, dtype=torch.bool)])
 def test_training_pass_has_the_library_s_numbers_and_gradients(name, options, dead, always_sparse):
-    """"""
+    """Planted: `values_at` with scaled values; AuxK with a ReLU; AuxK's `scale` left out; the threshold's slope without
+    1/bandwidth; `reach` of 0; the tanh loss of scores in the place of codes; all caught."""
     plain, fast = pair(name, **options)
     x = rows()
     with saekern.accelerate(fast):
@@ -135,7 +136,7 @@ def test_gradients_of_the_inference_classes(name, always_sparse):
 @pytest.mark.parametrize("hook", [None, "hook_sae_recons", "hook_sae_error", "hook_sae_acts_post", "hook_sae_input"])
 @pytest.mark.filterwarnings("ignore:.*use_error_term.*")
 def test_error_term(name, hook, always_sparse):
-    """x comes back whatever the SAE is, unless a hook intervenes."""
+    """x comes back whatever the SAE is, unless a hook intervenes. Planted: no look at hook_sae_recons; caught."""
     plain, fast = pair(name)
     with saekern.accelerate(fast):
         for sae in (plain, fast):
@@ -159,7 +160,7 @@ def test_hook_z_reshaping(always_sparse):
 @pytest.mark.parametrize("point", ["hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons", "hook_sae_input"])
 @pytest.mark.parametrize("name", ["TopKTrainingSAE", "JumpReLUTrainingSAE"])
 def test_hooks_see_what_they_saw(name, point, direction, always_sparse):
-    """"""
+    """Planted: `hooked` without backward hooks; without acts_pre; caught."""
     plain, fast = pair(name)
     seen = {}
 
@@ -196,7 +197,8 @@ def test_hooks_that_change_codes_change_the_output(always_sparse):
 
 @ALL_TRAINING
 def test_a_loss_on_the_codes_has_the_library_s_gradients(name, options, always_sparse):
-    """A caller's own penalty reads feature_acts and hidden_pre; with rescaling both depend on the decoder's norms."""
+    """A caller's own penalty reads feature_acts and hidden_pre; with rescaling both depend on the decoder's norms.
+    Planted: feature_acts of detached norms; `dense` made without gradients by a log that came first; caught."""
     plain, fast = pair(name, **options)
     with saekern.accelerate(fast):
         for sae in (plain, fast):
@@ -224,7 +226,7 @@ def test_the_trainer_s_step_makes_nothing_dense(name, options, always_sparse, ne
 @ALL_TRAINING
 def test_the_trainer_s_step_leaves_what_the_library_leaves(name, options, always_sparse):
     """Parameters, statistics and logs after three float64 steps with dead latents; codes and pre-activations of the
-    last, read when the parameters have moved on."""
+    last, read when the parameters have moved on. Planted: Scores with the bias itself; caught."""
     plain, fast = (trainer(sae, dead_feature_window=0) for sae in pair(name, **options))
     with saekern.accelerate(fast):
         for step in range(3):

@@ -68,7 +68,7 @@ def total(out, auxk=0.5):
 @pytest.mark.parametrize("dead", [None, DEAD, torch.arange(F) == 5, torch.zeros(F, dtype=torch.bool)])
 def test_forward_pass(options, dead):
     """All outputs are sparsify's; gradients are those that autograd gives sparsify's forward pass, AuxK and Multi-TopK
-    included."""
+    included. Planted: AuxK's scale left out; AuxK not detached from the residual; W_skip forgotten; caught."""
     plain, fast = pair(**options)
     want = right(plain, rows(), dead)
     theirs = copy.deepcopy(plain)(rows(), dead_mask=dead)
@@ -101,7 +101,7 @@ def test_without_auxk_gradients_are_sparsify_s_own():
 
 
 def test_auxk_reaches_the_encoder():
-    """What sparsify 1.3.3 loses; the handle says so."""
+    """What sparsify 1.3.3 loses; the handle says so. Planted: codes of dead latents detached; caught."""
     plain, fast = pair()
     plain(rows(), dead_mask=DEAD).auxk_loss.backward()
     assert plain.encoder.weight.grad is None or not plain.encoder.weight.grad.any(), "sparsify has it now: say so"
@@ -127,7 +127,7 @@ def test_encode_and_decode():
 
 
 def test_pre_acts_have_gradients_and_know_when_they_are_too_old():
-    """"""
+    """Planted: no look at versions: pre_acts of the next step's weights; caught."""
     _, fast = pair()
     with saekern.accelerate(fast):
         fast.encode(rows()).pre_acts.sum().backward()
