@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saekern.matching import Matching, PairStore, linear_sum_assignment, match, match_all
     from saekern.pipeline import Study, StudyConfig, study
     from saekern.sae import (
+        SAE,
         ArchetypalSAE,
         BatchTopKSAE,
         GatedSAE,
@@ -38,6 +39,7 @@ _HOMES = {
     "Study": "pipeline",
     "StudyConfig": "pipeline",
     "study": "pipeline",
+    "SAE": "sae",
     "ArchetypalSAE": "sae",
     "BatchTopKSAE": "sae",
     "GatedSAE": "sae",
@@ -58,6 +60,7 @@ _HOMES = {
 _ROOMS = ("activations", "evaluation", "formats", "matching", "ops", "report", "stability", "training")
 
 __all__ = [
+    "SAE",
     "ArchetypalSAE",
     "BatchTopKSAE",
     "GatedSAE",
