@@ -34,8 +34,8 @@ class ActivationCache(ShardRows):
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What an SAE that is trained on these rows says of them: "model" and "hook"."""
-        return {name: str(self.manifest[name]) for name in ("model", "hook")}
+        """What an SAE that is trained on these rows says of them: "model" and "hook", of a cache that has them."""
+        return {name: str(self.manifest[name]) for name in ("model", "hook") if name in self.manifest}
 
     @cached_property
     def attention_mask(self) -> Tensor | None:
