@@ -28,9 +28,7 @@ def crossed_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, 
     draws, units = values.shape[-2:]
     values = values.to(torch.float64)
     mean = values.mean((-2, -1))
-    parts = [
-        (values.mean(axis).var(-1) / count, count - 1) for axis, count in ((-1, draws), (-2, units)) if count > 1
-    ]
+    parts = [(values.mean(axis).var(-1) / count, count - 1) for axis, count in ((-1, draws), (-2, units)) if count > 1]
     if not parts:
         return mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
     variance = torch.stack([part for part, _ in parts]).sum(0)

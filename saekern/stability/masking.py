@@ -74,7 +74,8 @@ class Masking:
         pairs = (("stable", "unstable"), ("stable", "random"), ("unstable", "random"))
         equal = (("stable", "unstable_equal_mass"), ("stable", "random_equal_mass"))
         differences = {
-            f"{a} - {b}": {metric: _plain(self.difference(a, b, metric)) for metric in metrics} for a, b in pairs + equal
+            f"{a} - {b}": {metric: _plain(self.difference(a, b, metric)) for metric in metrics}
+            for a, b in pairs + equal
         }
         return {
             "levels": plan.levels,
@@ -149,7 +150,9 @@ def masking(
     if len({model is None, hook is None, sequences is None}) != 1:
         raise ValueError("model, hook and sequences: expected all three, or none of them")
     mass, counts = activation_mass(sae, rows, batch)
-    plan = mask_plan(mass, stable, unstable, counts > 0 if live is None else live, levels=levels, draws=draws, seed=seed)
+    plan = mask_plan(
+        mass, stable, unstable, counts > 0 if live is None else live, levels=levels, draws=draws, seed=seed
+    )
     error, drop = _explained(sae, rows, plan, min(blocks, len(rows)), batch)
     ce, rise = None, None
     if model is not None and hook is not None and sequences is not None:
