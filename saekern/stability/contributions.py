@@ -71,9 +71,7 @@ def reconstructions(sae: Any, rows: Rows, batch: int) -> Iterator[Reconstructed]
     Raises:
         ValueError: no rows, or a width that is not the SAE's.
     """
-    width = sae.dictionary.shape[1]
-    if rows.width != width:
-        raise ValueError(f"rows: expected the SAE's width {width}, got {rows.width}")
+    _check_width(sae, rows)
     start = 0
     for x in batches(rows, batch):
         yield reconstructed(sae, x, start)
@@ -98,6 +96,7 @@ def nested(sae: Any, given: Reconstructed, when: Tensor, levels: int) -> Iterato
 @torch.no_grad()
 def activation_mass(sae: Any, rows: Rows, batch: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean |z_i| over all rows, float64 [F], zeros included, and the rows on which each latent fires, int64 [F]."""
+    _check_width(sae, rows)
     latents = sae.dictionary.shape[0]
     mass, counts = torch.zeros(latents, dtype=torch.float64), torch.zeros(latents, dtype=torch.int64)
     for x in batches(rows, batch):
@@ -139,3 +138,9 @@ def _decode(sae: Any, entries: Entries, x: Tensor) -> Tensor:
     offsets = torch.zeros(entries.count + 1, dtype=torch.int64, device=entries.rows.device)
     offsets[1:] = torch.bincount(entries.rows, minlength=entries.count).cumsum(0)
     return reconstruction(sae, SparseCodes(entries.values, entries.latents, offsets), x).double()
+
+
+def _check_width(sae: Any, rows: Rows) -> None:
+    width = sae.dictionary.shape[1]
+    if rows.width != width:
+        raise ValueError(f"rows: expected the SAE's width {width}, got {rows.width}")

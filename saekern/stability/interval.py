@@ -34,7 +34,7 @@ def crossed_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, 
     variance = torch.stack([part for part, _ in parts]).sum(0)
     spread = torch.stack([part.square() / freedom for part, freedom in parts]).sum(0)
     freedom = torch.where(spread > 0, variance.square() / spread, 1.0)
-    half = variance.sqrt() * torch.from_numpy(stdtrit(freedom.numpy(), (1 + confidence) / 2))
+    half = variance.sqrt() * torch.as_tensor(stdtrit(freedom.numpy(), (1 + confidence) / 2))
     return mean, mean - half, mean + half
 
 

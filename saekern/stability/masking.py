@@ -127,9 +127,9 @@ def masking(
     confidence: float = 0.95,
 ) -> Masking:
     """EV and cross entropy with the first m latents of a random order masked: z_i = 0 after the selection, which is not
-    repeated. The orders are drawn anew `draws` times, of five kinds (`mask_plan`): m stable, unstable or random latents,
-    and as many unstable or random ones as have the mass of the m stable ones, a latent's mass being the mean |z| over
-    `rows`. Unstable latents fire less, so that equal counts favour them: read the equal masses.
+    repeated. The orders are drawn anew `draws` times, of five kinds (`mask_plan`): m stable, unstable or any live
+    latents, and as many unstable or live ones as have the mass of the m stable ones. A latent's mass is its mean |z|
+    over `rows`. Unstable latents fire less, so that equal counts favour them: read the equal masses.
 
     Rows are encoded once, for the masses, and once for all masks. The model runs once for each mask.
 

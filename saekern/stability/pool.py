@@ -61,8 +61,8 @@ def feature_pool(
     """Candidates by p̂, the larger mass first among equals; one joins the pool if its cosine with all in it is below
     θ. If that ends short of `size`, the rest is filled by mass with latents whose cosine with all is below `loose`.
 
-    The pool is ordered by run and number, so that a pool of identical runs is the first of them. Candidates are compared
-    with the pool in blocks; nothing of size F² S exists.
+    The pool is ordered by run and number, so that a pool of identical runs is the first of them. Candidates are
+    compared with the pool in blocks; nothing of size F² S exists.
 
     Args:
         dictionaries: S dictionaries [F, D] or SAEs.
@@ -123,7 +123,8 @@ def pool_sae(saes: Sequence[SAE], pool: FeaturePool) -> SAE:
         names = sorted({type(sae).__name__ for sae in saes})
         raise TypeError(f"saes: expected TopKSAEs, all of one kind, got {', '.join(names)}")
     first = saes[0]
-    given = {name: value for name, value in first.config().items() if name not in ("d_sae", "init_seed", "d_in")}
+    others = ("d_in", "d_sae", "init_seed", "k_start", "k_steps")  # the seeds' annealing of k is over
+    given = {name: value for name, value in first.config().items() if name not in others}
     for s, sae in enumerate(saes):
         if (sae.d_in, sae.config()["k"], sae.subtract_b_dec) != (first.d_in, given["k"], first.subtract_b_dec):
             raise ValueError(f"saes[{s}]: expected the d_in, k and subtract_b_dec of the first")

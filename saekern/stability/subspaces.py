@@ -19,7 +19,7 @@ CONTROLS = ("random", "stable", "gaussian", "pca")
 class Subspace(NamedTuple):
     """Directions of a set of rows, by falling energy; made by `subspace`."""
 
-    basis: Tensor  # [D, q] float64, orthonormal columns, q ≤ D
+    basis: Tensor  # [D, q] float64, orthonormal columns, q the rank of the rows
     energy: Tensor  # [q] float64, the energies σ² that the rows have along them
 
 
@@ -31,8 +31,10 @@ def subspace(rows: Tensor, *, centred: bool = False) -> Subspace:
     """
     unit = _unit(rows, centred)
     values, vectors = torch.linalg.eigh(unit.T @ unit)  # [D, D]: smaller than the rows, and squares are what is asked
-    kept = min(len(unit) - centred, unit.shape[1])
-    return Subspace(vectors.flip(1)[:, :kept], values.flip(0)[:kept].clamp(min=0))
+    values, vectors = values.flip(0), vectors.flip(1)
+    # What float32 rows leave outside their span is 1e-14 of the energy; such directions are arbitrary.
+    kept = int((values > 1e-12 * values.sum()).sum())
+    return Subspace(vectors[:, :kept], values[:kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,11 +260,11 @@ def _cumulated(energy: Tensor, ranks: list[int]) -> Tensor:
 
 
 def _mean_cosines(a: Tensor, b: Tensor, ranks: list[int]) -> Tensor:
-    """Mean cos² of the principal angles = ‖A_rᵀ B_r‖_F² / r. Beyond the smaller side's directions: of those."""
-    squares = (a.T @ b).square()
-    sums = torch.nn.functional.pad(squares.cumsum(0).cumsum(1), (1, 0, 1, 0))
-    most = torch.tensor(ranks).clamp(max=min(a.shape[1], b.shape[1]))
-    return sums[most, most] / torch.where(most > 0, most, torch.nan)
+    """Mean cos² of the principal angles = ‖A_rᵀ B_r‖_F² / r; a side with fewer directions than r has all of them."""
+    sums = F.pad((a.T @ b).square().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    of_a, of_b = (torch.tensor(ranks).clamp(max=side.shape[1]) for side in (a, b))
+    fewer = torch.minimum(of_a, of_b)
+    return (sums[of_a, of_b] / torch.where(fewer > 0, fewer, torch.nan)).clamp(max=1.0)
 
 
 def _empty(runs: int, ranks: int) -> Tensor:
