@@ -34,7 +34,7 @@ def make(kind, width=16, latents=32):
     return sae
 
 
-STABLE, UNSTABLE = range(0, 12), range(12, 28)
+STABLE, UNSTABLE = range(12), range(12, 28)
 GROUPS = {"stable": group(32, *STABLE), "unstable": group(32, *UNSTABLE)}
 EVERY = {**GROUPS, "live": torch.ones(32, dtype=torch.bool)}
 
@@ -176,9 +176,7 @@ def test_errors_say_what_was_expected():
     with pytest.raises(ValueError, match="unstable: expected at least one live latent"):
         masking(sae, rows, GROUPS["stable"], group(32))
     with pytest.raises(ValueError, match="expected no latent in both"):
-        mask_plan(
-            torch.ones(32), EVERY["live"], EVERY["live"], EVERY["live"]
-        )
+        mask_plan(torch.ones(32), EVERY["live"], EVERY["live"], EVERY["live"])
     with pytest.raises(ValueError, match="levels: expected numbers from 0 to 32"):
         masking(sae, rows, **EVERY, levels=[33])
     with pytest.raises(ValueError, match="expected all three, or none"):

@@ -33,8 +33,7 @@ def seeds(rows):
 
 def test_pool_of_identical_seeds_is_the_seed(rows, seeds):
     """Same numbers, same parameters and the same bits out, but for latents of the seed that are near copies of each
-    other: the pool has each once. Planted: rows in order of rank; caught. Planted: b_dec of the first run, b_enc without
-    its difference, caught by the test below."""
+    other: the pool has each once. Planted: latents in the order of their choice; caught."""
     copies = [copy.deepcopy(seeds[0]) for _ in range(3)]
     found = feature_stability(copies)
     masses = [activation_mass(sae, rows)[0] for sae in copies]
@@ -57,24 +56,27 @@ def test_greedy_choice_by_hand():
     Planted: order by mass alone; caught. Planted: fill by p̂; caught. Planted: dead latents kept; caught."""
     e = torch.eye(4)
     near = 0.8 * e[0] + 0.6 * e[1]  # cosine 0.8 with e0, 0.6 with e1
-    a = torch.stack([e[0], near, e[2], e[3]])
-    b = torch.stack([3 * e[0], e[1], e[2], 0 * e[3]])
+    other = 0.8 * e[0] - 0.6 * e[1]  # likelier than `near`, lighter
+    a = torch.stack([e[0], near, e[2], e[3], other])
+    b = torch.stack([3 * e[0], e[1], e[2], 0 * e[3], -e[3]])
     nan = float("nan")
-    p = torch.tensor([[1.0, 0.5, 0.2, nan], [1.0, 0.4, 0.2, 0.9]], dtype=torch.float64)
-    mass = [torch.tensor([1.0, 9.0, 1.0, 5.0]), torch.tensor([2.0, 1.0, 3.0, 5.0])]
+    p = torch.tensor([[1.0, 0.5, 0.2, nan, 0.6], [1.0, 0.4, 0.2, 0.9, nan]], dtype=torch.float64)
+    mass = [torch.tensor([1.0, 9.0, 1.0, 5.0, 0.5]), torch.tensor([2.0, 1.0, 3.0, 5.0, 5.0])]
     pool = feature_pool([a, b], p, mass, 3)
-    # b0 (1, heavier), a0 is its copy, a1 has 0.8 with it, b1, b2 (heavier than a2)
+    # b0 (heavier than a0, its copy); a4 and a1 have cosine 0.8 with it; b1; b2 (heavier than a2, its copy).
     assert list(zip(pool.run.tolist(), pool.latent.tolist(), strict=True)) == [(1, 0), (1, 1), (1, 2)]
     assert pool.probability.tolist() == [1.0, 0.4, 0.2]
-    assert (pool.dead, pool.candidates, pool.filled, pool.short) == (2, 6, 0, 0)
-    four = feature_pool([a, b], p, mass, 5)
+    assert (pool.dead, pool.candidates, pool.filled, pool.short) == (3, 7, 0, 0)
+    four = feature_pool([a, b], p, mass, 4)
     assert list(zip(four.run.tolist(), four.latent.tolist(), strict=True)) == [(0, 1), (1, 0), (1, 1), (1, 2)]
-    assert (four.filled, four.short) == (1, 1)
-    assert four.to_json()["by_run"] == [1, 3]
+    assert (four.filled, four.short) == (1, 0)
+    six = feature_pool([a, b], p, mass, 6)
+    assert (six.filled, six.short) == (2, 1)
+    assert six.to_json()["by_run"] == [2, 3]
 
 
 def test_blocks_choose_as_one_by_one():
-    """5,000 random directions in 3 dimensions, more than four blocks. Planted: pairs within a block not compared; caught."""
+    """5,000 random directions in 3 dimensions, more than four blocks. Planted: pairs of a block not compared; caught."""
     rows = torch.nn.functional.normalize(torch.randn(5000, 3, dtype=torch.float64), dim=1)
     order = torch.randperm(5000)
     plain: list[int] = []
@@ -88,8 +90,8 @@ def test_blocks_choose_as_one_by_one():
 
 
 def test_pooled_latents_read_what_they_read(rows, seeds):
-    """Each latent's pre-activation on rows is that in its own run, though b_dec differ: float32 sums of 24 terms of order
-    1, 1e-5. Planted: the encoder bias without the difference; caught (0.05)."""
+    """Each latent's pre-activation on rows is that in its own run, though b_dec differ: float32 sums of 24 terms of
+    order 1, 1e-5. Planted: the encoder bias without the difference; caught (0.05)."""
     pool = random_pool(seeds, [torch.ones(LATENTS, dtype=torch.bool)] * 4, 40, seed=1)
     assert len({*zip(pool.run.tolist(), pool.latent.tolist(), strict=True)}) == 40
     with torch.no_grad():
@@ -108,8 +110,8 @@ def test_pooled_latents_read_what_they_read(rows, seeds):
 
 
 def test_pooling_compares_disjoint_halves(rows, seeds):
-    """Every arm is trained, from the parameters it was given; the seeds are not touched. Planted: pre_bias_rows left as it
-    is; caught by the EV of a single seed, which falls at first. Planted: the halves share a seed; caught."""
+    """Every arm is trained, from the parameters it was given; the seeds are not touched. Planted: pre_bias_rows left as
+    it is; caught by the EV of a single seed, which falls at first. Planted: the halves share a seed; caught."""
     before = [copy.deepcopy(sae.state_dict()) for sae in seeds]
     config = saekern.TrainConfig(rows=512, batch_size=256, lr=1e-9)
     found = pooling(seeds, rows, rows, config, blocks=8)
@@ -143,7 +145,7 @@ def test_pooling_of_identical_seeds_agrees(rows, seeds):
 def test_errors_say_what_was_expected(rows, seeds):
     ones = torch.ones(4, LATENTS, dtype=torch.float64)
     masses = [torch.ones(LATENTS)] * 4
-    with pytest.raises(ValueError, match="expected -1 <= threshold <= loose <= 1, got 0.9 and 0.7"):
+    with pytest.raises(ValueError, match=r"loose: expected -1 <= threshold <= loose <= 1, got 0\.9 and 0\.7"):
         feature_pool(seeds, ones, masses, 5, threshold=0.9, loose=0.7)
     with pytest.raises(ValueError, match=r"probability: expected one mask for each of 4 runs \(at least 1\), got 3"):
         feature_pool(seeds, ones[:3], masses, 5)

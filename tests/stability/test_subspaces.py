@@ -16,7 +16,7 @@ WIDTH, RANK = 48, 6
 
 
 def planted(seeds, unstable=40, stable=24, rank=RANK, noise=0.0):
-    """Unstable rows of every seed in one block of `rank` dimensions, other rows each time; stable rows anywhere. Masks."""
+    """Unstable rows of every seed in one block of `rank` dimensions, other rows each time; stable rows anywhere."""
     block = random_rotation(WIDTH, torch.Generator().manual_seed(9))[:rank]
     dictionaries = []
     for seed in range(seeds):
@@ -32,12 +32,11 @@ def planted(seeds, unstable=40, stable=24, rank=RANK, noise=0.0):
 def test_planted_block_is_shared_at_its_rank_and_not_before():
     """E_cross(r) = 1 from the block's rank on, and less before: inside the block rows are isotropic, so r of its
     directions hold about r/rank; fitted ones a little more within. Controls stay near r/D.
-    Planted: V of the second seed in place of the first; caught by nothing here, by the test of orthogonal blocks.
-    Planted: rows not squared; caught."""
+    Planted: norms in place of their squares; caught."""
     dictionaries, unstable, stable, block = planted(5)
     covariance = block.T @ block + 0.01 * torch.eye(WIDTH, dtype=torch.float64)
     found = subspaces(dictionaries, unstable, stable, ranks=[0, 3, 5, 6, 48], covariance=covariance)
-    mean, lower, upper = found.estimate()
+    mean, _, upper = found.estimate()
     assert mean[0] == 0
     assert mean[1:3].tolist() == pytest.approx([3 / 6, 5 / 6], abs=0.12)
     assert float(upper[2]) < 0.95, "not before its rank"
@@ -60,8 +59,9 @@ def test_planted_block_is_shared_at_its_rank_and_not_before():
 
 def test_seeds_without_anything_in_common():
     """Isotropic rows: E_cross(r) of any r directions chosen elsewhere is r/D, E_within more, as much as for the Gaussian
-    control. 8 seeds of 60 rows; the share of one row in r directions is a beta variable of mean r/D and variance
-    2 r (D − r) / (D² (D + 2)); 8 seeds of 60 rows count at least once each, so the error is at most √(var / 480) · √2."""
+    control. The share of one row in r directions is a beta variable of mean r/D and variance 2 r (D − r) / (D² (D + 2));
+    8 seeds of 60 rows count at least once each, so the error is at most √(var / 480) · √2.
+    """
     dictionaries = [torch.randn(90, WIDTH, generator=torch.Generator().manual_seed(s)) for s in range(8)]
     mask = torch.arange(90) < 60
     ranks = [1, 6, 12, 24, 48]
@@ -78,8 +78,8 @@ def test_seeds_without_anything_in_common():
 
 
 def test_the_random_control_has_its_expectation():
-    """Rows all along one axis: their share in r random directions is beta(r/2, (D − r)/2). 400 pairs, seeds counted once
-    as first: the mean's standard error is √(var / 20) at most; and 0 ≤ share ≤ 1."""
+    """Rows all along one axis: their share in r random directions is beta(r/2, (D − r)/2). Each of 20 seeds has its own
+    directions: the mean's standard error is √(var / 20)."""
     rows = torch.zeros(4, WIDTH)
     rows[:, 0] = 1
     rows[3, 1] = 1
@@ -93,8 +93,8 @@ def test_the_random_control_has_its_expectation():
 
 def test_orthogonal_blocks_share_nothing():
     """Seed 0's rows are two each along axes 0–3 and one along 5; seed 1's two each along 4–7 and one more along 4. Four
-    directions of seed 0 hold nothing of seed 1, the fifth, along 5, two of its nine rows; seed 1's four hold one of seed
-    0's nine, and there is no fifth. Planted: first and second seed exchanged; caught. Planted: directions without
+    directions of seed 0 hold nothing of seed 1, the fifth, along 5, two of its nine rows; seed 1's four hold one of
+    seed 0's nine, and there is no fifth. Planted: first and second seed exchanged; caught. Planted: directions without
     energy kept; caught."""
     a, b = torch.zeros(10, 8), torch.zeros(10, 8)
     a[:8, :4], b[:8, 4:] = torch.eye(4).repeat(2, 1), torch.eye(4).repeat(2, 1)
