@@ -145,12 +145,12 @@ def subspaces(
     decoder rows of seed s, V_s their r leading right singular vectors; and the same with other subspaces V.
 
     The control "pca" matters most: if unstable rows merely lie where the activations vary, any seed's subspace holds
-    any other's. "random" and "gaussian" give r/D, and with them every share of rank D is 1.
+    any other's. "random" and "gaussian" give r/D, and with them every share of rank D is 1. About 5 S² products of
+    [D, D] and [D, largest rank] in float64, and 16 S D² bytes.
 
     Args:
         dictionaries: S ≥ 2 dictionaries [F, D] or SAEs.
-        unstable, stable: S masks [F] (bool) each, every seed as anchor: `FeatureStability.unstable`. At most 1.5 S²
-            products of D × D matrices, and 16 S D² bytes.
+        unstable, stable: S masks [F] (bool) each, every seed as anchor: `FeatureStability.unstable`.
         ranks: dimensions from 0 to D; None: powers of two, and D.
         covariance: [D, D] of the activations, for the control "pca".
         centred: see `subspace`; report both.
@@ -169,34 +169,35 @@ def subspaces(
         if rows.shape[1] != width:
             raise ValueError(f"dictionaries[{s}]: expected width {width} like the first, got {rows.shape[1]}")
     chosen = _ranks(ranks, width)
-    grams, bases, controls, gaussian_within = [], [], [], []
+    pca = None if covariance is None else principal_directions(covariance, width)
+    grams, bases, gaussian_within = [], [], []
     energies = torch.zeros(len(groups), min(width, max(len(rows) for rows, _, _ in groups)), dtype=torch.float64)
-    for s, (rows, reference, _) in enumerate(groups):
+    for s, (rows, _, _) in enumerate(groups):
         unit = _unit(rows, centred)
         own = subspace(rows, centred=centred)
         grams.append(unit.T @ unit / unit.square().sum())
         bases.append(own.basis)
         energies[s, : len(own.energy)] = own.energy
+    pairs = {name: _empty(len(groups), len(chosen)) for name in ("cross", "angles", *CONTROLS)}
+    for s, (rows, reference, _) in enumerate(groups):
         generator = generator_of(seed, s)
         noise = torch.randn(len(rows), width, dtype=torch.float64, generator=generator)
         gaussian = subspace(noise, centred=centred)
         gaussian_within.append(_cumulated(gaussian.energy / gaussian.energy.sum(), chosen))
         sample = reference[torch.randperm(len(reference), generator=generator)[: len(rows)]]
-        controls.append(
-            {
-                "random": random_rotation(width, generator),
-                "stable": subspace(sample, centred=centred and len(sample) > 1).basis,
-                "gaussian": gaussian.basis,
-            }
-        )
-    pca = None if covariance is None else principal_directions(covariance, width)
-    pairs = {name: _empty(len(groups), len(chosen)) for name in ("cross", "angles", *CONTROLS)}
-    for s in range(len(groups)):
-        made = {"cross": bases[s]} | controls[s] | ({} if pca is None else {"pca": pca})
+        made = {
+            "cross": bases[s],
+            "random": random_rotation(width, generator),
+            "stable": subspace(sample, centred=centred and len(sample) > 1).basis,
+            "gaussian": gaussian.basis,
+        }
+        if pca is not None:
+            made["pca"] = pca
         for t in range(len(groups)):
             if s == t:
                 continue
             for name, basis in made.items():
+                basis = basis[:, : chosen[-1]]
                 pairs[name][s, t] = _cumulated(((grams[t] @ basis) * basis).sum(0), chosen)
             if s < t:
                 pairs["angles"][s, t] = pairs["angles"][t, s] = _mean_cosines(bases[s], bases[t], chosen)

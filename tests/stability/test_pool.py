@@ -76,7 +76,7 @@ def test_greedy_choice_by_hand():
 
 
 def test_blocks_choose_as_one_by_one():
-    """5,000 random directions in 3 dimensions, more than four blocks. Planted: pairs of a block not compared; caught."""
+    """5,000 random directions of 3 dimensions, over four blocks. Planted: pairs of a block not compared; caught."""
     rows = torch.nn.functional.normalize(torch.randn(5000, 3, dtype=torch.float64), dim=1)
     order = torch.randperm(5000)
     plain: list[int] = []

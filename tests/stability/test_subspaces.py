@@ -58,9 +58,9 @@ def test_planted_block_is_shared_at_its_rank_and_not_before():
 
 
 def test_seeds_without_anything_in_common():
-    """Isotropic rows: E_cross(r) of any r directions chosen elsewhere is r/D, E_within more, as much as for the Gaussian
-    control. The share of one row in r directions is a beta variable of mean r/D and variance 2 r (D − r) / (D² (D + 2));
-    8 seeds of 60 rows count at least once each, so the error is at most √(var / 480) · √2.
+    """Isotropic rows: E_cross(r) of any r directions chosen elsewhere is r/D, E_within more, as much as for the
+    Gaussian control. The share of one row in r directions is a beta variable of mean r/D and variance
+    2 r (D − r) / (D² (D + 2)); 8 seeds of 60 rows count at least once each, so the error is at most √(var / 480) · √2.
     """
     dictionaries = [torch.randn(90, WIDTH, generator=torch.Generator().manual_seed(s)) for s in range(8)]
     mask = torch.arange(90) < 60
