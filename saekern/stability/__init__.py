@@ -3,6 +3,7 @@
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
 from saekern.stability.contributions import activation_mass
 from saekern.stability.dictionaries import dictionary_stability
+from saekern.stability.directions import Subspace, subspace
 from saekern.stability.features import FeatureStability, feature_stability
 from saekern.stability.geometries import stability_by_geometry
 from saekern.stability.histogram import CosineHistogram
@@ -18,7 +19,7 @@ from saekern.stability.nulls import Control, permuted_control, random_null, rand
 from saekern.stability.pool import FeaturePool, feature_pool, pool_sae, random_pool
 from saekern.stability.pooling import Pooling, pooling
 from saekern.stability.replacement import Replacement, replacement, replacement_bases
-from saekern.stability.subspaces import Subspace, Subspaces, subspace, subspaces
+from saekern.stability.subspaces import Subspaces, subspaces
 
 __all__ = [
     "AssignmentIoU",

@@ -13,9 +13,10 @@ from saekern.activations.hugging_face import hooked
 from saekern.evaluation.language_model import losses_by_sequence
 from saekern.evaluation.rows import Variance
 from saekern.stability.contributions import Blocks, reconstructed, reconstructions
+from saekern.stability.directions import principal_directions, subspace
 from saekern.stability.interval import crossed_interval
 from saekern.stability.nulls import random_rotation
-from saekern.stability.subspaces import generator_of, groups_of, principal_directions, subspace
+from saekern.stability.subspaces import generator_of, groups_of
 
 
 @dataclass(frozen=True, eq=False)

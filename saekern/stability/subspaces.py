@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,31 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saekern.matching.geometry import as_dictionary, live_rows
+from saekern.stability.directions import principal_directions, subspace, unit_rows
 from saekern.stability.interval import jackknife_interval
 from saekern.stability.nulls import random_rotation
 
 CONTROLS = ("random", "stable", "gaussian", "pca")
-
-
-class Subspace(NamedTuple):
-    """Directions of a set of rows, by falling energy; made by `subspace`."""
-
-    basis: Tensor  # [D, q] float64, orthonormal columns, q the rank of the rows
-    energy: Tensor  # [q] float64, the energies σ² that the rows have along them
-
-
-def subspace(rows: Tensor, *, centred: bool = False) -> Subspace:
-    """The right singular vectors of the normalised rows [n, D] and σ². Rows of norm zero are left out.
-
-    Args:
-        centred: subtract the rows' mean after normalising, so that a direction shared by all rows is not the first.
-    """
-    unit = _unit(rows, centred)
-    values, vectors = torch.linalg.eigh(unit.T @ unit)  # [D, D]: smaller than the rows, and squares are what is asked
-    values, vectors = values.flip(0), vectors.flip(1)
-    # What float32 rows leave outside their span is 1e-14 of the energy; such directions are arbitrary.
-    kept = int((values > 1e-12 * values.sum()).sum())
-    return Subspace(vectors[:, :kept], values[:kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +153,7 @@ def subspaces(
     grams, bases, gaussian_within = [], [], []
     energies = torch.zeros(len(groups), min(width, max(len(rows) for rows, _, _ in groups)), dtype=torch.float64)
     for s, (rows, _, _) in enumerate(groups):
-        unit = _unit(rows, centred)
+        unit = unit_rows(rows, centred)
         own = subspace(rows, centred=centred)
         grams.append(unit.T @ unit / unit.square().sum())
         bases.append(own.basis)
@@ -217,19 +197,6 @@ def subspaces(
         centred,
         confidence,
     )
-
-
-def principal_directions(covariance: Tensor, width: int) -> Tensor:
-    """Eigenvectors of a covariance [D, D] by falling eigenvalue, the columns of a float64 [D, D]."""
-    if list(covariance.shape) != [width, width] or not torch.isfinite(covariance).all():
-        raise ValueError(f"covariance: expected finite entries, shape [{width}, {width}], got {list(covariance.shape)}")
-    return torch.linalg.eigh(covariance.detach().cpu().double())[1].flip(1)
-
-
-def _unit(rows: Tensor, centred: bool) -> Tensor:
-    rows = rows.detach().cpu().double()
-    unit = F.normalize(rows[live_rows(rows, None)], dim=1)
-    return unit - unit.mean(0) if centred else unit
 
 
 def groups_of(source: Any, unstable: Tensor, stable: Tensor, s: int) -> tuple[Tensor, Tensor, int]:
