@@ -21,11 +21,11 @@ class Entries(NamedTuple):
     values: Tensor  # [n]
     latents: Tensor  # [n] int64
     rows: Tensor  # [n] int64, 0 … B − 1
-    count: int  # B
+    batch: int  # B
 
     def of(self, chosen: Tensor) -> "Entries":
         """Those where `chosen` [n] (bool) holds."""
-        return Entries(self.values[chosen], self.latents[chosen], self.rows[chosen], self.count)
+        return Entries(self.values[chosen], self.latents[chosen], self.rows[chosen], self.batch)
 
 
 class Reconstructed(NamedTuple):
@@ -135,8 +135,8 @@ def block_errors(sae: Any, rows: Rows, blocks: int, batch: int = 4096) -> tuple[
 
 
 def _decode(sae: Any, entries: Entries, x: Tensor) -> Tensor:
-    offsets = torch.zeros(entries.count + 1, dtype=torch.int64, device=entries.rows.device)
-    offsets[1:] = torch.bincount(entries.rows, minlength=entries.count).cumsum(0)
+    offsets = torch.zeros(entries.batch + 1, dtype=torch.int64, device=entries.rows.device)
+    offsets[1:] = torch.bincount(entries.rows, minlength=entries.batch).cumsum(0)
     return reconstruction(sae, SparseCodes(entries.values, entries.latents, offsets), x).double()
 
 

@@ -131,7 +131,7 @@ def replacement_bases(
     seed: int = 0,
 ) -> dict[str, list[Tensor]]:
     """Bases for `replacement` of seed `anchor`: "own", "cross" (of every other seed), and as in `subspaces` "random"
-    (as many as there are other seeds), "stable" (as many stable rows of every other seed) and "pca".
+    (as many as there are other seeds), "stable" (as many stable rows of every other seed that has any) and "pca".
     """
     bases: dict[str, list[Tensor]] = {name: [] for name in ("own", "cross", "random", "stable")}
     for s in range(len(dictionaries)):
@@ -142,9 +142,10 @@ def replacement_bases(
         generator = generator_of(seed, s)
         bases["cross"].append(subspace(rows).basis)
         bases["random"].append(random_rotation(rows.shape[1], generator))
-        bases["stable"].append(
-            subspace(reference[torch.randperm(len(reference), generator=generator)][: len(rows)]).basis
-        )
+        if len(reference):
+            sample = reference[torch.randperm(len(reference), generator=generator)[: len(rows)]]
+            bases["stable"].append(subspace(sample).basis)
+    bases = {name: found for name, found in bases.items() if found}
     if covariance is not None:
         bases["pca"] = [principal_directions(covariance, covariance.shape[0])]
     return bases

@@ -36,7 +36,7 @@ class Subspaces:
     """[S, S, R] E_cross, of the rows of the second seed in the subspace of the first; NaN on the diagonal."""
     controls: dict[str, Tensor]
     """By name [S, S, R], the rows of the second seed in another subspace, drawn with the first: "random" directions;
-    "stable" rows of the first seed, as many as it has unstable ones (or all, if fewer); "gaussian" rows, as many; "pca"
+    "stable" rows of the first seed, as many as it has unstable ones (or all, if fewer), if every seed has any; "gaussian" rows, as many; "pca"
     of the data, the same for every first seed, if there was a covariance. NaN on the diagonal, like `cross`."""
     gaussian_within: Tensor
     """[S, R]: E_within of as many Gaussian rows: what it is for rows without any structure."""
@@ -136,8 +136,8 @@ def subspaces(
         centred: see `subspace`; report both.
 
     Raises:
-        ValueError: too few dictionaries, other widths, masks that do not fit, a seed with fewer than 2 unstable rows or
-            none that is stable, or ranks out of range.
+        ValueError: too few dictionaries, other widths, masks that do not fit, a seed with fewer than 2 unstable rows, or
+            ranks out of range.
 
     Source: Gerasimov et al. 2026 (arXiv 2606.12138), section 6.2; the controls and the intervals are ours.
     """
@@ -150,6 +150,7 @@ def subspaces(
             raise ValueError(f"dictionaries[{s}]: expected width {width} like the first, got {rows.shape[1]}")
     chosen = _ranks(ranks, width)
     pca = None if covariance is None else principal_directions(covariance, width)
+    with_stable = all(len(reference) for _, reference, _ in groups)
     grams, bases, gaussian_within = [], [], []
     energies = torch.zeros(len(groups), min(width, max(len(rows) for rows, _, _ in groups)), dtype=torch.float64)
     for s, (rows, _, _) in enumerate(groups):
@@ -168,9 +169,10 @@ def subspaces(
         made = {
             "cross": bases[s],
             "random": random_rotation(width, generator),
-            "stable": subspace(sample, centred=centred and len(sample) > 1).basis,
             "gaussian": gaussian.basis,
         }
+        if with_stable:
+            made["stable"] = subspace(sample, centred=centred and len(sample) > 1).basis
         if pca is not None:
             made["pca"] = pca
         for t in range(len(groups)):
@@ -189,7 +191,7 @@ def subspaces(
         torch.tensor([left for _, _, left in groups]),
         within,
         pairs["cross"],
-        {name: pairs[name] for name in CONTROLS if name != "pca" or pca is not None},
+        {name: pairs[name] for name in CONTROLS if name in made},
         torch.stack(gaussian_within),
         pairs["angles"],
         energies,
@@ -203,7 +205,7 @@ def groups_of(source: Any, unstable: Tensor, stable: Tensor, s: int) -> tuple[Te
     """Unstable rows, stable rows, and how many are neither."""
     rows = as_dictionary(source, f"dictionaries[{s}]").cpu()
     nonzero, found = live_rows(rows, None), []
-    for name, mask, fewest in (("unstable", unstable, 2), ("stable", stable, 1)):
+    for name, mask, fewest in (("unstable", unstable, 2), ("stable", stable, 0)):
         mask = mask[: len(rows)].cpu()  # masks of FeatureStability are padded to the largest dictionary
         if mask.dtype != torch.bool or mask.shape != nonzero.shape:
             raise ValueError(f"{name}[{s}]: expected bool [{len(rows)}], got {mask.dtype} {list(mask.shape)}")

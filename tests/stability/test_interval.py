@@ -38,7 +38,7 @@ def test_crossed_interval_covers():
 
 def test_jackknife_covers_where_pairs_share_runs():
     """value(i, j) = a_i + b_j + noise, 8 runs: coverage of 95 % within 3 standard errors of 2,000 trials, upwards free.
-    Planted: the spread of the 56 pairs as if they were independent; caught (61 %)."""
+    Planted: the spread of the 56 pairs as if they were independent; caught (68 %)."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 2000, 8, generator=generator, dtype=torch.float64)
     noise = torch.randn(8, 8, 2000, generator=generator, dtype=torch.float64)

@@ -222,6 +222,8 @@ def test_errors_say_what_was_expected():
         subspaces(dictionaries[:1], unstable, stable)
     with pytest.raises(ValueError, match=r"unstable\[0\]: expected at least 2 rows, got 0"):
         subspaces(dictionaries, [~unstable[0] & unstable[0]] * 2, stable)
+    few = subspaces(dictionaries, unstable, [~unstable[0] & unstable[0], stable[1]])
+    assert list(few.controls) == ["random", "gaussian"], "a seed without stable rows: no such control"
     with pytest.raises(ValueError, match=r"stable\[1\]: expected bool \[64\], got torch.bool \[3\]"):
         subspaces(dictionaries, unstable, [stable[0], stable[0][:3]])
     with pytest.raises(ValueError, match=r"ranks: expected numbers from 0 to D = 48, got \[49\]"):
