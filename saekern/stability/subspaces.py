@@ -36,8 +36,9 @@ class Subspaces:
     """[S, S, R] E_cross, of the rows of the second seed in the subspace of the first; NaN on the diagonal."""
     controls: dict[str, Tensor]
     """By name [S, S, R], the rows of the second seed in another subspace, drawn with the first: "random" directions;
-    "stable" rows of the first seed, as many as it has unstable ones (or all, if fewer), if every seed has any; "gaussian" rows, as many; "pca"
-    of the data, the same for every first seed, if there was a covariance. NaN on the diagonal, like `cross`."""
+    "stable" rows of the first seed, as many as it has unstable ones (or all, if fewer), if every seed has any;
+    "gaussian" rows, as many; "pca" of the data, the same for every first seed, if there was a covariance. NaN on the
+    diagonal, like `cross`."""
     gaussian_within: Tensor
     """[S, R]: E_within of as many Gaussian rows: what it is for rows without any structure."""
     angles: Tensor
@@ -136,8 +137,8 @@ def subspaces(
         centred: see `subspace`; report both.
 
     Raises:
-        ValueError: too few dictionaries, other widths, masks that do not fit, a seed with fewer than 2 unstable rows, or
-            ranks out of range.
+        ValueError: too few dictionaries, other widths, masks that do not fit, a seed with fewer than 2 unstable rows,
+            or ranks out of range.
 
     Source: Gerasimov et al. 2026 (arXiv 2606.12138), section 6.2; the controls and the intervals are ours.
     """

@@ -91,7 +91,7 @@ def test_blocks_choose_as_one_by_one():
 
 def test_pooled_latents_read_what_they_read(rows, seeds):
     """Each latent's pre-activation on rows is that in its own run, though b_dec differ: float32 sums of 24 terms of
-    order 1, 1e-5. Planted: the encoder bias without the difference; caught (0.05)."""
+    order 1, 1e-5. Planted: the encoder bias without the difference; caught."""
     pool = random_pool(seeds, [torch.ones(LATENTS, dtype=torch.bool)] * 4, 40, seed=1)
     assert len({*zip(pool.run.tolist(), pool.latent.tolist(), strict=True)}) == 40
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_pooled_latents_read_what_they_read(rows, seeds):
 
 def test_pooling_compares_disjoint_halves(rows, seeds):
     """Every arm is trained, from the parameters it was given; the seeds are not touched. Planted: pre_bias_rows left as
-    it is; caught by the EV of a single seed, which falls at first. Planted: the halves share a seed; caught."""
+    it is; caught. Planted: the halves share a seed; caught."""
     before = [copy.deepcopy(sae.state_dict()) for sae in seeds]
     config = saekern.TrainConfig(rows=512, batch_size=256, lr=1e-9)
     found = pooling(seeds, rows, rows, config, blocks=8)
