@@ -78,8 +78,14 @@ class Subspaces:
         return jackknife_interval(self._pairs(name), self.confidence)
 
     def excess(self, control: str) -> tuple[Tensor, Tensor, Tensor]:
-        """E_cross less a control's share, paired by both seeds: mean and interval, [R] each."""
-        return jackknife_interval(self.cross - self._pairs(control), self.confidence)
+        """E_cross less a control's share, paired by both seeds: mean and interval, [R] each. NaN where a rank is above
+        the directions of some seed's rows (or stable rows): a subspace of more dimensions would be compared with less.
+        """
+        most = int((self.energies > 0).sum(1).min())
+        if control == "stable":
+            most = min(most, int(self.stable_used.min()))
+        equal = torch.tensor(self.ranks) <= most
+        return jackknife_interval(torch.where(equal, self.cross - self._pairs(control), torch.nan), self.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """Means over seeds or pairs, and intervals, as plain numbers."""

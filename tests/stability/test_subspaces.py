@@ -49,6 +49,7 @@ def test_planted_block_is_shared_at_its_rank_and_not_before():
         assert share[3] == pytest.approx(RANK / WIDTH, abs=0.06)
         assert share[-1] == pytest.approx(1) or name != "random"
         assert found.excess(name)[1][3] > 0.5
+        assert found.excess(name)[0][4].isnan(), "six directions are not compared with 48"
     assert found.excess("pca")[0][3] == pytest.approx(0, abs=1e-12)
     assert set(found.rank_at(0.9).tolist()) <= {5, 6}
     assert found.rank_at(1.0).tolist() == [6] * 5
