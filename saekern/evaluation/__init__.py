@@ -16,6 +16,7 @@ from saekern.evaluation.language_model import (
     ce_recovered,
     cross_entropy,
     language_model_metrics,
+    losses_by_sequence,
 )
 from saekern.evaluation.library_metrics import library_metrics
 from saekern.evaluation.rows import (
@@ -49,6 +50,7 @@ __all__ = [
     "l0",
     "language_model_metrics",
     "library_metrics",
+    "losses_by_sequence",
     "measure",
     "negative_interference",
     "ood_score",

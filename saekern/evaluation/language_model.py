@@ -118,6 +118,24 @@ def cross_entropy(
 
 
 @torch.no_grad()
+def losses_by_sequence(
+    model: Any, hook: str, sequences: Tensor, sae: Any = None, *, exclude_bos: bool = True
+) -> Tensor:
+    """Mean next-token cross entropy of each sequence of one batch, float64 [count]: `cross_entropy` is their mean.
+
+    Args:
+        sae: as there; also a tensor [count, context, D], which stands in the activations' place as it is.
+
+    Raises:
+        ValueError: as `cross_entropy`.
+    """
+    model = _checked(model, hook, sequences)
+    tokens = sequences.to(model.cfg.device)
+    logits = _logits(model, hook, tokens, None if sae is None else replacement(sae, exclude_bos), None)
+    return _losses(logits, None, tokens)[0][:, :-1].mean(1)
+
+
+@torch.no_grad()
 def language_model_metrics(
     model: Any,
     hook: str,

@@ -1,7 +1,7 @@
-"""The binomial interval of a share."""
+"""Intervals: of a share, of a mean over draws and rows, of a mean over pairs of runs."""
 
 import torch
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtrit
 from torch import Tensor
 
 
@@ -16,3 +16,41 @@ def binomial_interval(trials: int, confidence: float) -> tuple[Tensor, Tensor]:
     upper = torch.from_numpy(betaincinv(count.clip(max=trials - 1) + 1, trials - count.clip(max=trials - 1), 1 - tail))
     lower[0], upper[trials] = 0.0, 1.0
     return lower, upper
+
+
+def crossed_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and Student's interval of it over two kinds of units at once: draws R by rows U, values [..., R, U].
+
+    Both kinds are random, so the variance of the grand mean is s²(row means)/R + s²(column means)/U, with degrees of
+    freedom by Satterthwaite's formula. The interaction is counted twice, which errs to the wide side. Where one kind
+    has a single unit or does not vary, the interval is over the other; with one unit of both kinds it is NaN.
+    """
+    draws, units = values.shape[-2:]
+    values = values.to(torch.float64)
+    mean = values.mean((-2, -1))
+    parts = [(values.mean(axis).var(-1) / count, count - 1) for axis, count in ((-1, draws), (-2, units)) if count > 1]
+    if not parts:
+        return mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
+    variance = torch.stack([part for part, _ in parts]).sum(0)
+    spread = torch.stack([part.square() / freedom for part, freedom in parts]).sum(0)
+    freedom = torch.where(spread > 0, variance.square() / spread, 1.0)
+    half = variance.sqrt() * torch.as_tensor(stdtrit(freedom.numpy(), (1 + confidence) / 2))
+    return mean, mean - half, mean + half
+
+
+def jackknife_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over ordered pairs of runs i ≠ j of values [S, S, ...] and its interval: leave one run out, Student's t with
+    S − 1 degrees of freedom. Pairs share runs, so the spread of pairs would be too narrow. NaN with fewer than 3 runs.
+    """
+    runs = values.shape[0]
+    values = values.to(torch.float64)
+    off = ~torch.eye(runs, dtype=torch.bool).reshape(runs, runs, *(1,) * (values.dim() - 2))
+    values = torch.where(off, values, 0)
+    total = values.sum((0, 1))
+    mean = total / (runs * (runs - 1))
+    if runs < 3:
+        return mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
+    without = (total - values.sum(1) - values.sum(0)) / ((runs - 1) * (runs - 2))  # [S, ...]
+    error = ((runs - 1) / runs * (without - without.mean(0)).square().sum(0)).sqrt()
+    half = error * float(stdtrit(runs - 1, (1 + confidence) / 2))
+    return mean, mean - half, mean + half
