@@ -1,9 +1,13 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
+from saekern.stability.auroc import Auroc, auroc
+from saekern.stability.convergence import Convergence, ecdf_convergence
 from saekern.stability.dictionaries import dictionary_stability
+from saekern.stability.excess import NullExcess, null_excess
 from saekern.stability.features import FeatureStability, feature_stability
 from saekern.stability.geometries import stability_by_geometry
+from saekern.stability.group_comparison import GroupComparison, compare_groups
 from saekern.stability.histogram import CosineHistogram
 from saekern.stability.initialisation import (
     InitialDistance,
@@ -11,26 +15,59 @@ from saekern.stability.initialisation import (
     initial_distance,
     stabilisation_index,
 )
-from saekern.stability.nulls import Control, permuted_control, random_null, random_rotation, rotated_null
+from saekern.stability.nulls import (
+    Control,
+    permuted_control,
+    random_null,
+    random_rotation,
+    rotated_copies,
+    rotated_null,
+)
+from saekern.stability.predictor import StabilityPredictor, predict_stability
+from saekern.stability.random_model import random_model
+from saekern.stability.shared_latents import SharedLatents, encoders, shared_latents
+from saekern.stability.shuffled import shuffled_rows
+from saekern.stability.statistics import ActivationStatistics, activation_statistics
+from saekern.stability.sweep import StabilitySweep, stability_sweep
 
 __all__ = [
+    "ActivationStatistics",
     "AssignmentIoU",
+    "Auroc",
     "Control",
+    "Convergence",
     "CosineHistogram",
     "FeatureStability",
+    "GroupComparison",
     "InitialDistance",
+    "NullExcess",
     "PairAgreement",
+    "SharedLatents",
+    "StabilityPredictor",
+    "StabilitySweep",
+    "activation_statistics",
     "assignment_iou",
+    "auroc",
+    "compare_groups",
     "dictionary_distance",
     "dictionary_stability",
+    "ecdf_convergence",
+    "encoders",
     "feature_stability",
     "initial_distance",
+    "null_excess",
     "pair_agreement",
     "permuted_control",
+    "predict_stability",
     "pw_mcc",
+    "random_model",
     "random_null",
     "random_rotation",
+    "rotated_copies",
     "rotated_null",
+    "shared_latents",
+    "shuffled_rows",
     "stabilisation_index",
     "stability_by_geometry",
+    "stability_sweep",
 ]
