@@ -1,8 +1,8 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
-from saekern.stability.auroc import Auroc, auroc
 from saekern.stability.convergence import Convergence, ecdf_convergence
+from saekern.stability.dead_salmon import random_model
 from saekern.stability.dictionaries import dictionary_stability
 from saekern.stability.excess import NullExcess, null_excess
 from saekern.stability.features import FeatureStability, feature_stability
@@ -24,10 +24,10 @@ from saekern.stability.nulls import (
     rotated_null,
 )
 from saekern.stability.predictor import StabilityPredictor, predict_stability
-from saekern.stability.random_model import random_model
-from saekern.stability.shared_latents import SharedLatents, encoders, shared_latents
+from saekern.stability.roc import Auroc, auroc
 from saekern.stability.shuffled import shuffled_rows
 from saekern.stability.statistics import ActivationStatistics, activation_statistics
+from saekern.stability.strict_rule import SharedLatents, encoders, shared_latents
 from saekern.stability.sweep import StabilitySweep, stability_sweep
 
 __all__ = [

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from saekern.stability.auroc import auroc
 from saekern.stability.features import FeatureStability
+from saekern.stability.roc import auroc
 from saekern.stability.statistics import ActivationStatistics
 
 

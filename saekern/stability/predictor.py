@@ -8,9 +8,9 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from saekern.stability.auroc import Auroc, auroc
 from saekern.stability.features import FeatureStability
 from saekern.stability.group_comparison import check_anchors
+from saekern.stability.roc import Auroc, auroc
 from saekern.stability.statistics import ActivationStatistics
 
 RIDGE = 1e-3  # on standardised inputs and the mean log loss: keeps separable groups finite, shrinks others by 0.1 %

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def stability_sweep(
 
 
 def _check(name: str, values: Sequence[float], low: float, high: float) -> None:
-    ascending = all(a < b for a, b in zip(values, values[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(values))
     inside = all(low <= value <= high and (name != "epsilons" or value < high) for value in values)
     if not values or not ascending or not inside:
         raise ValueError(f"{name}: expected ascending values in {low}..{high}, got {list(values)}")
