@@ -85,7 +85,7 @@ def shared_latents(
             hits[row, : len(both)] += both
             counts = torch.stack([mask.sum() for mask in (both, same, close_a, close_b)]).double()
             tables[:4, row, column] = counts / live[row].sum()
-            tables[4, row, column] = 1 / live[column].sum()
+            tables[4, row, column] = 1 / live[column].sum().double()
     probability = torch.full(hits.shape, torch.nan, dtype=torch.float64)
     for run, mask in enumerate(live):
         probability[run, : len(mask)][mask] = hits[run, : len(mask)][mask].double() / (runs - 1)

@@ -11,11 +11,11 @@ from saekern.stability.excess import benjamini_hochberg
 
 
 def test_random_dictionaries_have_no_excess():
-    """At θ = 0.7 in 5 dimensions chance matches many; observed and null are draws of the same kind. 1,500 comparisons
+    """At θ = 0.7 in 7 dimensions chance matches many; observed and null are draws of the same kind. 1,500 comparisons
     of rate q: standard error √(q (1 − q)/1500), three times that for their dependence. Planted: chance not taken off;
     caught."""
-    runs = [torch.randn(50, 5) for _ in range(6)]
-    control = random_null([(50, 5)] * 6, draws=3)
+    runs = [torch.randn(50, 7) for _ in range(6)]
+    control = random_null([(50, 7)] * 6, draws=3)
     found = null_excess(feature_stability(runs), control)
     assert 0.3 < found.chance < 0.95
     assert abs(found.excess) < 9 / 1500**0.5
@@ -25,19 +25,18 @@ def test_random_dictionaries_have_no_excess():
 
 
 def test_planted_features_stand_out_of_a_narrow_space():
-    """20 shared features among 50 in 8 dimensions."""
-    shared = torch.randn(20, 8)
-    runs = [torch.cat([shared, torch.randn(30, 8)]) for _ in range(12)]
-    control = random_null([(50, 8)] * 12, draws=2)
+    """20 shared features among 50 in 12 dimensions. Others that lie near a shared one by chance (20 caps of cosine 0.7
+    hold 20 · 0.5 % of the sphere) reappear with it in every run, and rightly count."""
+    shared = torch.randn(20, 12)
+    runs = [torch.cat([shared, torch.randn(30, 12)]) for _ in range(12)]
+    control = random_null([(50, 12)] * 12, draws=2)
     found = null_excess(feature_stability(runs), control)
     assert 0.05 < found.chance < 0.8
     assert bool(found.beyond_chance[:, :20].all())
-    assert found.beyond_chance[:, 20:].double().mean() < 0.1
-    observed = 0.4 + 0.6 * found.chance
-    assert found.observed == pytest.approx(observed, abs=0.05)
+    assert found.beyond_chance[:, 20:].double().mean() < 0.2
     assert found.excess == pytest.approx(0.4, abs=0.06)
     quantile = found.calibrated_threshold
-    again = null_excess(feature_stability(runs, quantile), random_null([(50, 8)] * 12, draws=2, threshold=quantile))
+    again = null_excess(feature_stability(runs, quantile), random_null([(50, 12)] * 12, draws=2, threshold=quantile))
     assert again.chance == pytest.approx(0.05, abs=0.005)
 
 
