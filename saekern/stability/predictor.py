@@ -41,8 +41,9 @@ class StabilityPredictor:
     single: dict[str, float]
     """Mean held-out area of each statistic alone, in the direction that the training run has: what the regression must
     beat."""
-    null: float
-    """Mean held-out area of the same regression fitted to permuted labels: 0.5 but for luck."""
+    null: Tensor
+    """[draws] mean held-out area of the same regression fitted to permuted labels. One such fit has a direction by
+    chance and may be far from 0.5 either way: the spread is what the area must stand out of."""
     with_dead: float
     """Mean held-out area when dead latents count as unstable: the trap. Dead latents are easy to tell, so it is
     inflated by as many as there are; never quote it as a result."""
@@ -59,7 +60,7 @@ class StabilityPredictor:
         values = values[values.isfinite()]
         if len(values) < 2:
             return Auroc(float(values.mean()), float("nan"), float("nan"))
-        half = student.ppf((1 + self.confidence) / 2, len(values) - 1) * float(values.std()) / len(values) ** 0.5
+        half = float(student.ppf((1 + self.confidence) / 2, len(values) - 1)) * float(values.std()) / len(values) ** 0.5
         middle = float(values.mean())
         return Auroc(middle, max(0.0, middle - half), min(1.0, middle + half))
 
@@ -77,7 +78,9 @@ class StabilityPredictor:
             "heldout": [_triple(found) for found in self.heldout],
             "within": _triple(self.within),
             "single": {name: _number(value) for name, value in self.single.items()},
-            "null": _number(self.null),
+            "null": {"mean": known.mean().item(), "min": known.min().item(), "max": known.max().item()}
+            if len(known := self.null[self.null.isfinite()])
+            else None,
             "with_dead": _number(self.with_dead),
             "dead": self.dead,
             "weight": dict(zip(self.names, self.weight.tolist(), strict=True)),
@@ -91,6 +94,7 @@ def predict_stability(
     train: int = 0,
     *,
     confidence: float = 0.95,
+    draws: int = 20,
     seed: int = 0,
 ) -> StabilityPredictor:
     """Fits stable against unstable on one run's live latents, and judges on those of every other run.
@@ -102,7 +106,7 @@ def predict_stability(
         statistics: of every run, in the order of `stability`, over the same rows.
         stability: of the same runs.
         train: the run to fit on.
-        seed: of the permuted labels.
+        draws: permutations of the labels for the null, from `seed`.
 
     Raises:
         ValueError: statistics that do not fit, or a training run with less than two latents in a group.
@@ -123,10 +127,12 @@ def predict_stability(
 
     x, label = _labelled(inputs[train], groups[train])
     fitted = _Fit(x, label)
-    permuted = _Fit(x, label[torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))])
     heldout = [_area(fitted.score(inputs[run]), groups[run], confidence) for run in test]
     within = _area(fitted.score(x), (label == 1, label == 0), confidence)
-    null = _mean([_area(permuted.score(inputs[run]), groups[run], confidence) for run in test])
+    generator, null = torch.Generator().manual_seed(seed), []
+    for _ in range(draws):
+        permuted = _Fit(x, label[torch.randperm(len(label), generator=generator)])
+        null.append(_mean([_area(permuted.score(inputs[run]), groups[run], confidence) for run in test]))
     names = list(statistics[train].table())
     single = {}
     for q, name in enumerate(names):
@@ -145,7 +151,7 @@ def predict_stability(
         heldout,
         within,
         single,
-        null,
+        torch.tensor(null, dtype=torch.float64),
         with_dead,
         dead,
         confidence,

@@ -45,7 +45,7 @@ def test_holm_by_hand():
 
 
 def test_without_a_group_there_is_no_effect():
-    statistics, stability = example()
+    statistics, _ = example()
     everything = feature_stability([torch.eye(200)[:120]] * 4)
     found = compare_groups(statistics[:1], everything, [2])
     assert found.unstable == [0]
