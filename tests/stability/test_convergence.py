@@ -43,7 +43,7 @@ def test_copies_converge_at_once():
 
 
 def test_distances_fall_and_all_runs_are_all_runs():
-    """Planted: p̂_n from one run more; caught at n = N."""
+    """Planted: p̂_n from one run less; caught."""
     dictionaries = mixture(13)
     found = ecdf_convergence(dictionaries, draws=5)
     assert found.sizes == [1, 2, 4, 8, 12]

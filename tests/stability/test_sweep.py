@@ -23,8 +23,7 @@ def mixture(runs, share, size=60, width=48):
 
 
 def test_every_cell_is_feature_stability():
-    """Planted: `>` in place of `≥` at the threshold 1 of equal rows; caught. Planted: backward direction dropped;
-    caught."""
+    """Planted: one direction alone; caught. Planted: the first θ for all; caught."""
     dictionaries, _ = mixture(6, torch.full((60,), 0.7))
     dictionaries[2] = dictionaries[2][:50]
     live = [torch.rand(len(d)) < 0.9 for d in dictionaries]
@@ -56,9 +55,9 @@ def test_stores_and_empty_runs():
 
 def test_planted_mixture_is_recovered_within_its_interval():
     """Features that appear in a run with probability p: p̂ of those that do is Bin(N, p)/N, and the Clopper–Pearson
-    interval holds p in at least 95 % of them. The latents of one anchor are independent; 3 anchors, 10,000 wide. Of
-    n ≈ 140 intervals the share of misses may be 5 % and 3 standard errors. Planted: N + 1 runs in the interval's
-    denominator at p = 0.95; caught by the next test, not here."""
+    interval holds p in at least 95 % of them. The latents of one anchor are independent. Of
+    n ≈ 140 intervals the share of misses may be 5 % and 3 standard errors. Planted: lower ends of one hit
+    more; caught."""
     share = torch.tensor([0.1, 0.5, 0.9]).repeat_interleave(80)
     dictionaries, names = mixture(24, share, size=240, width=96)
     found = feature_stability(dictionaries)
