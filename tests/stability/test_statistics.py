@@ -64,8 +64,7 @@ def test_by_hand():
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("batch", [7, 64, 600])
 def test_against_brute_force(batch, ragged):
-    """For batches that cut sequences. Planted: sequences that two batches share counted twice; caught. Planted: tie
-    groups ignored in the AUROC; caught."""
+    """For batches that cut sequences. Planted: sequences that two batches share counted twice; caught."""
     codes, tokens, sequences = sample()
     sae = Given(12, ragged)
     found = activation_statistics(sae, TensorRows(codes), tokens, 3 * sequences, min_firings=5, batch=batch)
@@ -89,6 +88,15 @@ def test_against_brute_force(batch, ragged):
     assert bool((found.surface_score[4:7] > 0.6).all())
     assert bool((found.surface_score[8:11] - 0.5).abs().max() < 0.2)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_tied_rates_are_one_group():
+    """Both tokens have the rate 1/2 in training; held out one fires on 3 of 4, the other on 1 of 4. Planted: each rate a
+    group of its own; caught."""
+    tokens = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1] * 2)
+    codes = torch.tensor([1.0, 1, 0, 0, 1, 1, 0, 0] + [1, 1, 1, 0, 1, 0, 0, 0])[:, None]
+    found = activation_statistics(Given(1), TensorRows(codes), tokens, torch.arange(16) // 8, min_firings=1)
+    assert found.surface_score.item() == 0.5
 
 
 def test_shuffled_tokens_say_nothing():

@@ -56,8 +56,8 @@ def test_stores_and_empty_runs():
 def test_planted_mixture_is_recovered_within_its_interval():
     """Features that appear in a run with probability p: p̂ of those that do is Bin(N, p)/N, and the Clopper–Pearson
     interval holds p in at least 95 % of them. The latents of one anchor are independent. Of
-    n ≈ 140 intervals the share of misses may be 5 % and 3 standard errors. Planted: lower ends of one hit
-    more; caught."""
+    n ≈ 140 intervals the share of misses may be 5 % and 3 standard errors. Planted: intervals
+    at 60 %; caught."""
     share = torch.tensor([0.1, 0.5, 0.9]).repeat_interleave(80)
     dictionaries, names = mixture(24, share, size=240, width=96)
     found = feature_stability(dictionaries)
