@@ -2,61 +2,93 @@
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
 from saekern.stability.contributions import activation_mass
+from saekern.stability.convergence import Convergence, ecdf_convergence
+from saekern.stability.dead_salmon import random_model
 from saekern.stability.dictionaries import dictionary_stability
 from saekern.stability.directions import Subspace, subspace
+from saekern.stability.excess import NullExcess, null_excess
 from saekern.stability.features import FeatureStability, feature_stability
 from saekern.stability.geometries import stability_by_geometry
+from saekern.stability.group_comparison import GroupComparison, compare_groups
 from saekern.stability.histogram import CosineHistogram
-from saekern.stability.initialisation import (
-    InitialDistance,
-    dictionary_distance,
-    initial_distance,
-    stabilisation_index,
-)
+from saekern.stability.initialisation import InitialDistance, dictionary_distance, initial_distance, stabilisation_index
 from saekern.stability.mask_plan import MaskPlan, mask_plan
 from saekern.stability.masking import Masking, masking
-from saekern.stability.nulls import Control, permuted_control, random_null, random_rotation, rotated_null
+from saekern.stability.nulls import (
+    Control,
+    permuted_control,
+    random_null,
+    random_rotation,
+    rotated_copies,
+    rotated_null,
+)
 from saekern.stability.pool import FeaturePool, feature_pool, pool_sae, random_pool
 from saekern.stability.pooling import Pooling, pooling
+from saekern.stability.predictor import StabilityPredictor, predict_stability
 from saekern.stability.replacement import Replacement, replacement, replacement_bases
+from saekern.stability.roc import Auroc, auroc
+from saekern.stability.shuffled import shuffled_rows
+from saekern.stability.statistics import ActivationStatistics, activation_statistics
+from saekern.stability.strict_rule import SharedLatents, encoders, shared_latents
 from saekern.stability.subspaces import Subspaces, subspaces
+from saekern.stability.sweep import StabilitySweep, stability_sweep
 
 __all__ = [
+    "ActivationStatistics",
     "AssignmentIoU",
+    "Auroc",
     "Control",
+    "Convergence",
     "CosineHistogram",
     "FeaturePool",
     "FeatureStability",
+    "GroupComparison",
     "InitialDistance",
     "MaskPlan",
     "Masking",
+    "NullExcess",
     "PairAgreement",
     "Pooling",
     "Replacement",
+    "SharedLatents",
+    "StabilityPredictor",
+    "StabilitySweep",
     "Subspace",
     "Subspaces",
     "activation_mass",
+    "activation_statistics",
     "assignment_iou",
+    "auroc",
+    "compare_groups",
     "dictionary_distance",
     "dictionary_stability",
+    "ecdf_convergence",
+    "encoders",
     "feature_pool",
     "feature_stability",
     "initial_distance",
     "mask_plan",
     "masking",
+    "null_excess",
     "pair_agreement",
     "permuted_control",
     "pool_sae",
     "pooling",
+    "predict_stability",
     "pw_mcc",
+    "random_model",
     "random_null",
     "random_pool",
     "random_rotation",
     "replacement",
     "replacement_bases",
+    "rotated_copies",
     "rotated_null",
+    "shared_latents",
+    "shuffled_rows",
     "stabilisation_index",
     "stability_by_geometry",
+    "stability_sweep",
     "subspace",
     "subspaces",
 ]

@@ -183,14 +183,7 @@ def feature_stability(
         raise ValueError(f"epsilon: expected 0 <= epsilon < 0.5, got {epsilon}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected 0 < confidence < 1, got {confidence}")
-    if isinstance(dictionaries, PairStore | AllPairs):
-        if live is not None:
-            raise ValueError("live: expected None with a PairStore, which has its masks from match_all(dead=...)")
-        pairs = dictionaries
-    else:
-        dead = None if live is None else [None if mask is None else _not(mask) for mask in live]
-        pairs = AllPairs(dictionaries, "nearest", dead)
-
+    pairs = pairs_of(dictionaries, live)
     runs, widest = len(pairs.sizes), max(pairs.sizes)
     hits = torch.zeros(runs, widest, dtype=torch.int64)
     histogram = CosineHistogram()
@@ -199,9 +192,7 @@ def feature_stability(
             cosine = matching.cosine.cpu()
             hits[run, : len(cosine)] += cosine >= threshold  # NaN, without a partner, is no hit
             histogram.add(cosine)
-    alive = torch.zeros(runs, widest, dtype=torch.bool)
-    for run, size in enumerate(pairs.sizes):
-        alive[run, :size] = pairs.live(run).cpu()
+    alive = live_latents(pairs)
 
     comparisons = runs - 1
     low, high = binomial_interval(comparisons, confidence)
@@ -224,6 +215,25 @@ def feature_stability(
         histogram,
         initial,
     )
+
+
+def pairs_of(
+    dictionaries: Sequence[Any] | PairStore | AllPairs, live: Sequence[Tensor | None] | Tensor | None
+) -> PairStore | AllPairs:
+    """Pairs as they are, or the nearest pairs of dictionaries, dead latents set aside."""
+    if isinstance(dictionaries, PairStore | AllPairs):
+        if live is not None:
+            raise ValueError("live: expected None with a PairStore, which has its masks from match_all(dead=...)")
+        return dictionaries
+    return AllPairs(dictionaries, "nearest", None if live is None else [m if m is None else _not(m) for m in live])
+
+
+def live_latents(pairs: PairStore | AllPairs) -> Tensor:
+    """[S, F] bool: the latents that take part; False for dead ones and padding."""
+    alive = torch.zeros(len(pairs.sizes), max(pairs.sizes), dtype=torch.bool)
+    for run, size in enumerate(pairs.sizes):
+        alive[run, :size] = pairs.live(run).cpu()
+    return alive
 
 
 def _not(mask: Tensor) -> Tensor:

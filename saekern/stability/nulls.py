@@ -110,6 +110,16 @@ def permuted_control(dictionary: Any, *, copies: int = 3, draws: int = 1, seed: 
     return _control("permuted", copies, draws, shuffled, options)
 
 
+def rotated_copies(dictionary: Any, *, copies: int = 3, draws: int = 1, seed: int = 0, **options: Any) -> Control:
+    """Copies of one dictionary, each turned its own way: p̂ = 0 everywhere although every angle inside is the same, or
+    the matching sees more than directions.
+
+    Args:
+        options: live, threshold, epsilon, confidence of `feature_stability`.
+    """
+    return rotated_null([as_dictionary(dictionary)] * copies, draws=draws, seed=seed, **options)
+
+
 def random_rotation(width: int, generator: torch.Generator) -> Tensor:
     """A [D, D] float64 orthogonal matrix, uniform (Haar): QR of a Gaussian, signs fixed by R's diagonal
     (Mezzadri 2007, arXiv math-ph/0609050; without them the distribution depends on the QR routine)."""
