@@ -157,7 +157,9 @@ def collages(
     labels = torch.zeros(count, objects, dtype=torch.bool)
     for part, shown in zip(rows.split(8192), labels.split(8192), strict=True):
         chosen = torch.rand(len(part), objects, generator=generator).topk(parts, dim=1).indices
-        strength = torch.zeros(len(part), objects).scatter_(1, chosen, 0.5 + torch.rand(chosen.shape, generator=generator))
+        strength = torch.zeros(len(part), objects).scatter_(
+            1, chosen, 0.5 + torch.rand(chosen.shape, generator=generator)
+        )
         part += strength @ directions
         shown.scatter_(1, chosen, True)
     return Collages(TensorRows(rows), labels, directions, mean)

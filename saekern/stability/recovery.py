@@ -193,9 +193,7 @@ def _compare(unit: Tensor, truth: LowRankRows) -> tuple[Tensor, Tensor, Tensor, 
     return matched, nearest, member, captured_curve(block, unit[member], most)
 
 
-def _summary(
-    matched: Tensor, identifiable: Tensor, captured: Tensor, rank: int, threshold: float
-) -> dict[str, float]:
+def _summary(matched: Tensor, identifiable: Tensor, captured: Tensor, rank: int, threshold: float) -> dict[str, float]:
     out = {}
     for name, group in (("identifiable", identifiable), ("low_rank", ~identifiable)):
         cosine = matched[group].double().nan_to_num(0.0)
