@@ -86,8 +86,8 @@ def low_rank_rows(
         identifiable, low_rank: |S| and |L|.
         rank: dimensions of the block, at most D.
         active: expected number of active features a row.
-        decay: p ∝ place^−decay, places dealt to both groups at random; 1 is Zipf's law, which with few features asks for
-            probabilities above 1.
+        decay: p ∝ place^−decay, places dealt to both groups at random. 1 is Zipf's law, which with few features asks
+            for probabilities above 1.
         noise: expected norm of the noise.
         seed: decides everything.
 

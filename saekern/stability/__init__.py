@@ -1,8 +1,8 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
-from saekern.stability.class_benchmark import ClassBenchmark, class_benchmark, class_directions
-from saekern.stability.collage_benchmark import CollageBenchmark, collage_benchmark
+from saekern.stability.classes import ClassBenchmark, class_benchmark, class_directions
+from saekern.stability.collages import CollageBenchmark, collage_benchmark
 from saekern.stability.dictionaries import dictionary_stability
 from saekern.stability.features import FeatureStability, feature_stability
 from saekern.stability.geometries import stability_by_geometry
@@ -13,10 +13,10 @@ from saekern.stability.initialisation import (
     initial_distance,
     stabilisation_index,
 )
-from saekern.stability.mean_interval import MeanInterval, mean_interval
+from saekern.stability.means import MeanInterval, mean_interval
 from saekern.stability.nulls import Control, permuted_control, random_null, random_rotation, rotated_null
-from saekern.stability.recovery import Recovery, recovery
-from saekern.stability.recovery_phases import PhaseCell, PhaseDiagram, recovery_phases
+from saekern.stability.phases import PhaseCell, PhaseDiagram, recovery_phases
+from saekern.stability.recovery import Recovery, feature_recovery
 
 __all__ = [
     "AssignmentIoU",
@@ -37,6 +37,7 @@ __all__ = [
     "collage_benchmark",
     "dictionary_distance",
     "dictionary_stability",
+    "feature_recovery",
     "feature_stability",
     "initial_distance",
     "mean_interval",
@@ -45,7 +46,6 @@ __all__ = [
     "pw_mcc",
     "random_null",
     "random_rotation",
-    "recovery",
     "recovery_phases",
     "rotated_null",
     "stabilisation_index",

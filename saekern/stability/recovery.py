@@ -17,7 +17,7 @@ from saekern.stability.nulls import random_rotation
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """Recovery of G true features by a dictionary of F latents, per latent and per subspace. Made by `recovery`."""
+    """Recovery of G true features by F latents, one by one and as a subspace. Made by `feature_recovery`."""
 
     matched: Tensor
     """[G] cosine of each true feature with its partner in the one-to-one assignment; NaN if it was left over."""
@@ -30,10 +30,10 @@ class Recovery:
     block: Tensor
     """[F] bool: live latents whose nearest true feature lies in the block."""
     captured: Tensor
-    """[R] float64: share of the block features' energy in the first 1 … R right singular vectors of the block latents
-    (unit rows, uncentred), R = twice the block's rank, at most D. Where there are fewer vectors the curve stays flat."""
+    """[R] float64: share of the block features' energy in the first 1 … R right singular vectors of block latents
+    (unit rows, uncentred), R = twice the rank, at most D. Where there are fewer vectors the curve stays flat."""
     possible: Tensor
-    """[R] the same with the block features' own singular vectors: no other vectors capture more; 1 from their rank on."""
+    """[R] the same with the block features' own singular vectors: none capture more; 1 from their rank on."""
     inside: float
     """Share of the block latents' energy that lies inside the block; NaN without such latents."""
     rank: int
@@ -86,7 +86,7 @@ class Recovery:
         return out
 
 
-def recovery(
+def feature_recovery(
     dictionary: Any,
     truth: LowRankRows,
     *,

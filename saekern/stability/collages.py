@@ -8,8 +8,8 @@ import torch
 
 from saekern.activations import Collages, Rows, TensorRows, collages
 from saekern.sae import TopKSAE
-from saekern.stability.class_benchmark import ClassBenchmark, class_benchmark
-from saekern.stability.mean_interval import mean_interval
+from saekern.stability.classes import ClassBenchmark, class_benchmark
+from saekern.stability.means import mean_interval
 
 TRUTH = "truth"
 METRICS = ("plausibility", "plausibility_excess", "identifiability", "excess")

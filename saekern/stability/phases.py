@@ -13,8 +13,8 @@ from saekern.activations import LowRankRows, TensorRows, low_rank_rows
 from saekern.evaluation import measure
 from saekern.sae import TopKSAE
 from saekern.stability.features import FeatureStability, feature_stability
-from saekern.stability.mean_interval import mean_interval
-from saekern.stability.recovery import Recovery, leading_vectors, recovery
+from saekern.stability.means import mean_interval
+from saekern.stability.recovery import Recovery, feature_recovery, leading_vectors
 from saekern.training import TrainConfig, train
 
 TRAINING = TrainConfig(rows=200_000, batch_size=256, lr=3e-3, dead_after=10_000)
@@ -142,7 +142,7 @@ def recovery_phases(
         held_out: further rows of the same model, for explained variance and dead latents.
         threshold: cosine from which a true feature counts as recovered.
         stability_threshold: θ of p̂.
-        draws: of each null of `recovery`.
+        draws: of each null of `feature_recovery`.
         seed: decides the true models, rows and nulls.
         progress: called with a line before each cell.
 
@@ -207,7 +207,7 @@ def _cell(
         metrics = measure(sae, held_out)
         dictionaries.append(sae.dictionary)
         explained.append(metrics.explained_variance)
-        found.append(recovery(sae, truth, live=~metrics.dead, threshold=threshold, draws=draws, seed=seed))
+        found.append(feature_recovery(sae, truth, live=~metrics.dead, threshold=threshold, draws=draws, seed=seed))
     block = [
         F.normalize(dictionary[run.block].double(), dim=1) for dictionary, run in zip(dictionaries, found, strict=True)
     ]
