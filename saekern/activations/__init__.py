@@ -7,22 +7,26 @@ from saekern.activations.images import Patch, harvest_images, image_files, load_
 from saekern.activations.language_model import load_model, tiny_model, tiny_record, weights_hash
 from saekern.activations.python_source import python_source_sequences
 from saekern.activations.rows import Rows, ShardRows, TensorRows, open_shards
-from saekern.activations.synthetic import SyntheticRows, synthetic_rows
+from saekern.activations.synthetic import Collages, LowRankRows, SyntheticRows, collages, low_rank_rows, synthetic_rows
 
 __all__ = [
     "ActivationCache",
+    "Collages",
     "HookedModule",
+    "LowRankRows",
     "Patch",
     "Rows",
     "ShardRows",
     "SyntheticRows",
     "TensorRows",
+    "collages",
     "harvest",
     "harvest_images",
     "image_files",
     "load_hugging_face",
     "load_model",
     "load_vision_model",
+    "low_rank_rows",
     "open_cache",
     "open_shards",
     "patch_of",

@@ -1,6 +1,8 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
+from saekern.stability.classes import ClassBenchmark, class_benchmark, class_directions
+from saekern.stability.collages import CollageBenchmark, collage_benchmark
 from saekern.stability.contributions import activation_mass
 from saekern.stability.convergence import Convergence, ecdf_convergence
 from saekern.stability.dead_salmon import random_model
@@ -14,6 +16,7 @@ from saekern.stability.histogram import CosineHistogram
 from saekern.stability.initialisation import InitialDistance, dictionary_distance, initial_distance, stabilisation_index
 from saekern.stability.mask_plan import MaskPlan, mask_plan
 from saekern.stability.masking import Masking, masking
+from saekern.stability.means import MeanInterval, mean_interval
 from saekern.stability.nulls import (
     Control,
     permuted_control,
@@ -22,9 +25,11 @@ from saekern.stability.nulls import (
     rotated_copies,
     rotated_null,
 )
+from saekern.stability.phases import PhaseCell, PhaseDiagram, recovery_phases
 from saekern.stability.pool import FeaturePool, feature_pool, pool_sae, random_pool
 from saekern.stability.pooling import Pooling, pooling
 from saekern.stability.predictor import StabilityPredictor, predict_stability
+from saekern.stability.recovery import Recovery, feature_recovery
 from saekern.stability.replacement import Replacement, replacement, replacement_bases
 from saekern.stability.roc import Auroc, auroc
 from saekern.stability.shuffled import shuffled_rows
@@ -37,6 +42,8 @@ __all__ = [
     "ActivationStatistics",
     "AssignmentIoU",
     "Auroc",
+    "ClassBenchmark",
+    "CollageBenchmark",
     "Control",
     "Convergence",
     "CosineHistogram",
@@ -46,9 +53,13 @@ __all__ = [
     "InitialDistance",
     "MaskPlan",
     "Masking",
+    "MeanInterval",
     "NullExcess",
     "PairAgreement",
+    "PhaseCell",
+    "PhaseDiagram",
     "Pooling",
+    "Recovery",
     "Replacement",
     "SharedLatents",
     "StabilityPredictor",
@@ -59,16 +70,21 @@ __all__ = [
     "activation_statistics",
     "assignment_iou",
     "auroc",
+    "class_benchmark",
+    "class_directions",
+    "collage_benchmark",
     "compare_groups",
     "dictionary_distance",
     "dictionary_stability",
     "ecdf_convergence",
     "encoders",
     "feature_pool",
+    "feature_recovery",
     "feature_stability",
     "initial_distance",
     "mask_plan",
     "masking",
+    "mean_interval",
     "null_excess",
     "pair_agreement",
     "permuted_control",
@@ -80,6 +96,7 @@ __all__ = [
     "random_null",
     "random_pool",
     "random_rotation",
+    "recovery_phases",
     "replacement",
     "replacement_bases",
     "rotated_copies",
