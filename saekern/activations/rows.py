@@ -84,6 +84,7 @@ class ChosenRows:
         _check_indices(indices, len(rows))
         self.rows, self.indices = rows, indices
         self.width = rows.width
+        self.provenance: dict[str, str] = getattr(rows, "provenance", {})
 
     def __len__(self) -> int:
         return self.indices.numel()

@@ -106,12 +106,15 @@ class Run:
         self.sink = open_logger(logger, out)
         self.log: list[dict[str, Any]] = []
 
-    def begin(self) -> None:
-        """From the folder's checkpoint, or from the start. The random state is the caller's to keep."""
+    def begin(self, like: "Run | None" = None) -> None:
+        """From the folder's checkpoint, or from the start. The random state is the caller's to keep.
+
+        `like` is a run with the same rows and settings that has not moved yet: its b_dec is taken over where
+        `init_pre_bias_` would find the same again, in 0.14 s at D = 128."""
         if self.folder is not None and self.folder.resume(self.position):
             self.log = self.folder.read_log()
         else:
-            _start(self.position, self.rows, self.config, self.folder)
+            _start(self.position, self.rows, self.config, self.folder, None if like is None else like.position.sae)
 
     def advance(self, batch: Tensor) -> dict[str, Any] | None:
         """One step with all that is due after it: log, snapshot, checkpoint. The line of the log if there is one."""
@@ -160,9 +163,11 @@ def _check(sae: SAE, rows: Rows) -> None:
             )
 
 
-def _start(position: Position, rows: Rows, config: TrainConfig, folder: Folder | None) -> None:
+def _start(position: Position, rows: Rows, config: TrainConfig, folder: Folder | None, like: SAE | None) -> None:
     sample = min(config.pre_bias_rows, len(rows))
-    if sample:
+    if sample and like is not None and all(type(s).init_pre_bias_ is SAE.init_pre_bias_ for s in (position.sae, like)):
+        position.sae.b_dec.detach().copy_(like.b_dec)
+    elif sample:
         spaced = torch.arange(sample) * len(rows) // sample  # of the rows alone: no seed moves the initial state
         position.sae.init_pre_bias_(rows.take(spaced))
     if folder is not None and 0 in config.snapshots:

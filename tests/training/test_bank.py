@@ -59,7 +59,11 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cls", [saekern.TopKSAE, saekern.BatchTopKSAE, NoisySAE])
 def test_members_equal_runs_alone(tmp_path, make_rows, kind, cls):
-    """Parameters, logs, and every file: state (moments, firing record, random state), weights, snapshots, config."""
+    """Parameters, logs, and every file: state (moments, firing record, random state), weights, snapshots, config.
+
+    Planted: the random state not put back for each member; every member on the first order; streams of one seed taken
+    for one whatever their subsets. Each was caught.
+    """
     rows, options = make_rows(), KINDS[kind]
     together, single = make(cls=cls), make(cls=cls)
     results = banked(together, rows, tmp_path / "bank", **options)
@@ -86,6 +90,17 @@ def test_rows_of_one_order_are_read_once(make_rows, monkeypatch):
     assert len(read) == 3  # turns of 8, 8 and 4 steps
 
 
+def test_the_geometric_median_is_found_once_for_the_same_rows(make_rows, monkeypatch):
+    rows, found = make_rows(), []
+    start = saekern.TopKSAE.init_pre_bias_
+    monkeypatch.setattr(
+        "saekern.sae.base.SAE.init_pre_bias_", lambda sae, sample: found.append(sae) or start(sae, sample)
+    )
+    saes = make(4)
+    train_bank(saes, rows, CONFIG, progress=False, subsets=[None, HALVES[0], None, HALVES[0]], data_seeds=[0, 1, 2, 3])
+    assert found == saes[:2]
+
+
 def test_many_orders_are_read_in_smaller_blocks(tmp_path, make_rows, monkeypatch):
     monkeypatch.setattr(bank, "BLOCK", 1)
     rows = make_rows()
@@ -100,7 +115,10 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 7, 9, 22, 30, 43, 59])
 def test_stopped_anywhere_it_ends_with_the_same_bytes(tmp_path, make_rows, monkeypatch, stop_at):
-    """The stops lie before the first checkpoint, between the same checkpoint of two members, and near the end."""
+    """The stops lie before the first checkpoint, between the same checkpoint of two members, and near the end.
+
+    Planted: steps taken again by members that are ahead; starting at the member that is furthest. Each was caught.
+    """
     rows, options = make_rows(), KINDS["both"]
     advance, calls = loop.Run.advance, []
 
@@ -140,6 +158,7 @@ def test_times_are_told(tmp_path, make_rows):
 
 @pytest.mark.parametrize("cls", [saekern.TopKSAE, saekern.BatchTopKSAE])
 def test_snapshots_take_half_the_space(tmp_path, make_rows, cls):
+    """Planted: thresholds, which `sae.half()` keeps in float32, rounded too; caught."""
     rows = make_rows()
     banked(make(cls=cls), rows, tmp_path / "half", snapshot_dtype=torch.float16)
     banked(make(cls=cls), rows, tmp_path / "whole")
@@ -154,7 +173,7 @@ def test_snapshots_take_half_the_space(tmp_path, make_rows, cls):
     assert sizes[1] - sizes[0] > 1000  # 2 · 8 · 32 matrix entries and the biases, 2 bytes each
     one, other = (contents(tmp_path / kind) for kind in ("half", "whole"))
     assert one["001/sae.safetensors"] == other["001/sae.safetensors"]
-    with pytest.raises(ValueError, match="another run: provenance.snapshots.dtype"):
+    with pytest.raises(ValueError, match=r"another run: provenance\.snapshots\.dtype"):
         banked(make(cls=cls), rows, tmp_path / "half")
 
 
