@@ -205,6 +205,19 @@ def test_subsets():
         disjoint(3, 4, seed=0)
 
 
+def test_chosen_rows(make_rows):
+    rows = make_rows(count=10)
+    chosen = ChosenRows(rows, torch.tensor([7, 2, 2]))
+    assert len(chosen) == 3
+    assert torch.equal(chosen.take(torch.tensor([2, 0])), rows.tensor[[2, 7]])
+    assert chosen.fingerprint == ChosenRows(rows, torch.tensor([7, 2, 2])).fingerprint
+    assert chosen.fingerprint != ChosenRows(rows, torch.tensor([7, 2, 3])).fingerprint
+    with pytest.raises(IndexError, match="indices: expected 0 to 9, got 2 to 10"):
+        ChosenRows(rows, torch.tensor([10, 2]))
+    with pytest.raises(IndexError, match="indices: expected 0 to 2, got -1 to -1"):
+        chosen.take(torch.tensor([-1]))
+
+
 @pytest.mark.parametrize(
     ("saes", "options", "message"),
     [
