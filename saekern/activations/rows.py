@@ -1,7 +1,9 @@
 """Where rows of activations come from: a tensor in memory, or shards on disk, memory-mapped."""
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +75,30 @@ class ShardRows:
             if low < high:
                 out.index_copy_(0, order[low:high], shard.index_select(0, ordered[low:high] - start).float())
         return out
+
+
+class ChosenRows:
+    """Rows `indices` (int64 [n], repeats allowed) of other rows: half of them, or a bootstrap sample."""
+
+    def __init__(self, rows: Rows, indices: Tensor):
+        _check_indices(indices, len(rows))
+        self.rows, self.indices = rows, indices
+        self.width = rows.width
+        self.provenance: dict[str, str] = getattr(rows, "provenance", {})
+
+    def __len__(self) -> int:
+        return self.indices.numel()
+
+    def take(self, indices: Tensor) -> Tensor:
+        _check_indices(indices, len(self))
+        return self.rows.take(self.indices[indices])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of which rows are chosen, and of the fingerprint of what they are chosen from."""
+        digest = hashlib.sha256(str(getattr(self.rows, "fingerprint", None)).encode())
+        digest.update(self.indices.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def open_shards(paths: Sequence[str | Path], key: str | None = None) -> ShardRows:

@@ -138,9 +138,18 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{file} is truncated or damaged: {error}") from error
 
 
-def write_weights(file: Path, sae: SAE) -> None:
-    """The parameters, contiguous, with the architecture's config in the header."""
-    write_tensors(file, sae.state_dict(), {"sae": json.dumps(sae.config())})
+def write_weights(file: Path, sae: SAE, dtype: torch.dtype | None = None) -> None:
+    """The parameters, contiguous, with the architecture's config in the header; rounded to `dtype`, as `sae.to(dtype)`
+    would be, where one is given."""
+    tensors = sae.state_dict()
+    if dtype is not None:
+        modules = [(f"{name}." if name else "", m) for name, m in sae.named_modules() if isinstance(m, SAE)]
+        wide = {prefix + name for prefix, module in modules for name in module.wide}
+        tensors = {
+            name: tensor.to(dtype) if tensor.is_floating_point() and name not in wide else tensor
+            for name, tensor in tensors.items()
+        }
+    write_tensors(file, tensors, {"sae": json.dumps(sae.config())})
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -46,10 +46,20 @@ class Position:
 class Folder:
     """Reads and writes the files of one run."""
 
-    def __init__(self, path: str | os.PathLike, sae: SAE, config: TrainConfig, data: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        sae: SAE,
+        config: TrainConfig,
+        data: dict[str, Any],
+        snapshot_dtype: torch.dtype | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.snapshot_dtype = snapshot_dtype
         self.log: BinaryIO | None = None
         described = {"training": dataclasses.asdict(config), "data": data, "device": sae.b_dec.device.type}
+        if snapshot_dtype is not None:  # files from before there was a choice do not name it
+            described["snapshots"] = {"dtype": str(snapshot_dtype).removeprefix("torch.")}
         self.described = files.describe(sae, described)
         self.described = json.loads(json.dumps(self.described))  # tuples become lists, as in the file
 
@@ -95,7 +105,9 @@ class Folder:
         files.write_weights(self.path / files.WEIGHTS, position.sae)
 
     def snapshot(self, position: Position) -> None:
-        files.write_weights(self.path / "snapshots" / f"{position.step:08d}.safetensors", position.sae)
+        files.write_weights(
+            self.path / "snapshots" / f"{position.step:08d}.safetensors", position.sae, self.snapshot_dtype
+        )
 
     def write_line(self, line: dict[str, Any]) -> None:
         assert self.log is not None
