@@ -11,20 +11,28 @@ from saekern.stability.initialisation import (
     initial_distance,
     stabilisation_index,
 )
+from saekern.stability.jackknife import Estimate, over_pairs, over_runs
 from saekern.stability.nulls import Control, permuted_control, random_null, random_rotation, rotated_null
+from saekern.stability.trajectories import trajectories
+from saekern.stability.trajectory import Trajectories, Trajectory
 
 __all__ = [
     "AssignmentIoU",
     "Control",
     "CosineHistogram",
+    "Estimate",
     "FeatureStability",
     "InitialDistance",
     "PairAgreement",
+    "Trajectories",
+    "Trajectory",
     "assignment_iou",
     "dictionary_distance",
     "dictionary_stability",
     "feature_stability",
     "initial_distance",
+    "over_pairs",
+    "over_runs",
     "pair_agreement",
     "permuted_control",
     "pw_mcc",
@@ -33,4 +41,5 @@ __all__ = [
     "rotated_null",
     "stabilisation_index",
     "stability_by_geometry",
+    "trajectories",
 ]
