@@ -1,7 +1,7 @@
 """Runs over the course of training: distances between them, movement from the start, and when each latent is found."""
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def trajectories(
         confidence: of the intervals over runs.
 
     Raises:
-        ValueError: fewer than two runs, steps that do not begin at 0, other numbers of snapshots, or shapes that differ.
+        ValueError: fewer than two runs, steps that do not begin at 0, or numbers of snapshots or shapes that differ.
 
     The diagnostic is Brzozowski & Chung's (2026, arXiv 2606.02061); the definitions are ours, their body being
     unavailable to us.
@@ -224,7 +224,7 @@ def _rotations(count: int, runs: int, width: int, seed: int) -> list[tuple[int, 
 def _shape(snapshots: Sequence[Sequence[Any]], steps: Sequence[int]) -> tuple[int, int]:
     if len(snapshots) < 2:
         raise ValueError(f"snapshots: expected at least 2 runs, got {len(snapshots)}")
-    ascending = all(a < b for a, b in zip(steps, steps[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(steps))
     if len(steps) < 2 or steps[0] != 0 or not ascending:
         raise ValueError(f"steps: expected at least two ascending steps, the first 0, got {list(steps)}")
     first = None

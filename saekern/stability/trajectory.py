@@ -18,7 +18,7 @@ class Trajectory:
     steps: list[int]
     """[T], the first 0."""
     distance: Tensor
-    """[T, P] float64, D(t): mean of 1 − cosine over latents that are live at the end in both runs, matched one-to-one."""
+    """[T, P] float64, D(t): mean of 1 − cosine over latents live at the end in both runs, matched one-to-one."""
     distance_all: Tensor
     """[T, P] D(t) over all latents, dead ones included: dead latents that never left a shared start agree perfectly.
     At step 0 it is exactly 0 where runs are equal but for rounding."""
@@ -32,7 +32,7 @@ class Trajectory:
     birth: Tensor
     """[S, F] int64: the first step from which on the latent stays within θ of its own final direction; −1 if dead."""
     locked: Tensor
-    """[T, S, F] int16: other runs in which the latent has at t, and keeps to the end, its final partner with cosine ≥ θ."""
+    """[T, S, F] int16: other runs where the latent has at t, and keeps to the end, its final partner at ≥ θ."""
     null_locked: Tensor
     """[T] share of live latents so locked in to a rotated run: chance."""
     live: Tensor
@@ -82,7 +82,7 @@ class Trajectory:
 
     @property
     def locked_share(self) -> Tensor:
-        """[T] float64: share of (live latent, other run) that has locked in; at the last step the share that matches."""
+        """[T] float64: share of (live latent, other run) that has locked in; at the end the share that matches."""
         return self.locked.sum((1, 2)).double() / (int(self.live.sum()) * (self.runs - 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -135,7 +135,8 @@ class Trajectories:
                 if self.shared_pairs.all()
                 else f" ({int(self.shared_pairs.sum())} of {len(self.shared_pairs)} pairs)"
             )
-            return SHARED + some
+            same = bool((self.geometries["raw"].distance_all == 0).all())
+            return SHARED + some + ("; the runs are identical at every step" if same else "")
         name = "centered" if "centered" in self.geometries else "raw"
         one = self.geometries[name]
         partly = float(one.same.nanmean())
