@@ -183,7 +183,7 @@ def test_notebook_loss_is_theirs():
     dead = (codes > 0).sum(0) == 0
     assert 0 < int(dead.sum()) < F
     expected = (x - codes @ sae.W_dec).square().mean() - 1e-3 * (pre * dead).mean()
-    assert float(loss.total.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     grads = [torch.autograd.grad(value, (sae.W_enc, sae.b_enc)) for value in (loss.total, expected)]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
     trained = saekern.train(sae, TensorRows(torch.randn(2048, D)), notebook_config(2048, epochs=1), progress=False).sae
