@@ -14,7 +14,7 @@ from saekern.stability.initialisation import (
     stabilisation_index,
 )
 from saekern.stability.jackknife import Estimate, over_pairs, over_runs
-from saekern.stability.notebooks import notebook_arms, notebook_config
+from saekern.stability.notebooks import beside_published, notebook_arms, notebook_config
 from saekern.stability.nulls import Control, permuted_control, random_null, random_rotation, rotated_null
 from saekern.stability.trajectories import trajectories
 from saekern.stability.trajectory import Trajectories, Trajectory
@@ -34,6 +34,7 @@ __all__ = [
     "Trajectory",
     "arm",
     "assignment_iou",
+    "beside_published",
     "dictionary_distance",
     "dictionary_stability",
     "feature_stability",

@@ -7,11 +7,20 @@ from torch import Tensor
 
 from saekern import ops
 from saekern.sae import SAE, Loss, TopKSAE
+from saekern.stability.ablation import InitialisationAblation
 from saekern.stability.arms import Arm, Pool, arm, derived
+from saekern.stability.jackknife import Estimate
 from saekern.training import TrainConfig
 
 REVIVE = 1e-3
 EPOCHS, BATCH = 20, 1024
+# Mean Hungarian cosine distance over all atoms of one pair of runs: rows centred, rows as they are.
+PUBLISHED = {
+    "TopK, random start": (0.4187, 0.2834),
+    "RA-SAE": (0.2447, 0.0870),
+    "RA-SAE, projection off": (0.0812, 0.0887),
+    "TopK, k-means start": (0.0724, 0.0759),
+}
 
 
 class NotebookTopK(TopKSAE):
@@ -97,6 +106,36 @@ def notebook_arms(
     for one in made:
         one.factors["tied"] = False
     return made
+
+
+def beside_published(found: InitialisationAblation, *, centred: bool) -> list[dict[str, Any]]:
+    """Our D(T) of the four arms beside the notebooks', over all atoms in raw cosine, as theirs are. Values depend on the
+    rows; what can agree is the sign of each arm's difference from the first: "agrees", "disagrees", or "undecided" where
+    our interval holds 0. Theirs have one pair of runs and no interval.
+
+    Args:
+        centred: whether the rows' mean was subtracted.
+    """
+    column = 0 if centred else 1
+    differences = found.differences("raw", dead_too=True)
+    base, lines = PUBLISHED[found.arms[0].name][column], []
+    for arm_ in found.arms:
+        if arm_.name not in PUBLISHED:
+            continue
+        theirs, every = PUBLISHED[arm_.name][column], arm_.trajectories.geometries["raw"].between_all
+        ours = Estimate(*(value[-1] for value in every)).to_json()
+        line: dict[str, Any] = {"arm": arm_.name, "published": theirs, "ours": ours}
+        if arm_.name in differences:
+            gap = differences[arm_.name]
+            decided = bool(gap.low > 0) or bool(gap.high < 0)
+            same = (float(gap.mean) > 0) == (theirs > base)
+            line |= {
+                "published_difference": theirs - base,
+                "difference": gap.to_json(),
+                "sign": ("agrees" if same else "disagrees") if decided else "undecided",
+            }
+        lines.append(line)
+    return lines
 
 
 def _with_linear_encoder(inner: Arm, stream: int) -> Any:

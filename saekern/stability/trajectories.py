@@ -97,7 +97,7 @@ class _Follow:
 
     def all(self, steps: list[int], rotations: list[tuple[int, int, Tensor]], confidence: float) -> Trajectory:
         count, runs = self.count, self.runs
-        pairs = list(combinations(range(runs), 2))
+        pairs = {pair: column for column, pair in enumerate(combinations(range(runs), 2))}
         distance = torch.full((count, len(pairs)), torch.nan, dtype=torch.float64)
         distance_all, same = distance.clone(), torch.full((len(pairs),), torch.nan, dtype=torch.float64)
         movement = torch.full((count, runs), torch.nan, dtype=torch.float64)
@@ -111,7 +111,7 @@ class _Follow:
             born = self._birth(rows)
             birth[i] = torch.where(self.live[i], torch.tensor(steps)[born], -1)
             for j in range(i + 1, runs):
-                column = pairs.index((i, j))
+                column = pairs[i, j]
                 other = self._at(j)
                 masks = (self.dead[i], self.dead[j])
                 distance[:, column], held, final, every = self._pair(rows, other, masks)

@@ -1,6 +1,7 @@
 """Arms, their beginnings, the notebooks' preset, and the table of an ablation."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ import torch
 import saekern
 from saekern.activations import TensorRows
 from saekern.activations.synthetic import synthetic_rows
-from saekern.stability import Arm, arm, initialisation_ablation, initialisation_grid, notebook_arms, notebook_config
+from saekern.stability import (
+    Arm,
+    beside_published,
+    arm,
+    initialisation_ablation,
+    initialisation_grid,
+    notebook_arms,
+    notebook_config,
+)
 from saekern.stability.ablation import moments
 from saekern.stability.arms import STARTS
 from saekern.stability.notebooks import NotebookTopK
@@ -33,7 +42,7 @@ def ablation(arms, rows, seeds=(5, 6, 7), settings=None, **options):
 
 def test_shared_starts_are_found_and_said(rows):
     """One k-means for all runs, with the constraint and without: D(0) = 0, no index, a note. Own k-means, data points
-    and random directions begin apart. Planted: the pool's key without the start; caught."""
+    and random directions begin apart. Planted: the pool's key without the seed; caught."""
     kinds = [{"start": "kmeans-shared"}, {"start": "kmeans-shared", "constraint": True, "normalisation": "identity"}]
     kinds += [{"start": start} for start in ("random", "kmeans-own", "kmeans-half", "data")]
     found = ablation([arm(F, K, tied=False, **kind) for kind in kinds], rows)
@@ -138,10 +147,14 @@ def test_recipes(start, rows):
         assert apart.max() < 1e-4
 
 
-def test_grid():
-    names = [one.name for one in initialisation_grid(F, K)]
+def test_grid(rows):
+    """Planted: the key of the arms' common pool without the start; caught."""
+    grid = initialisation_grid(F, K)
+    names = [one.name for one in grid]
     assert len(set(names)) == len(names) == 30
     assert names[0] == "random, l2, tied"
+    begun = [one.make(1, rows).dictionary for one in grid if one.name.endswith("l2, tied")]
+    assert not any(torch.allclose(a, b) for a, b in combinations(begun, 2))
 
 
 def test_notebook_arms(rows):
@@ -168,6 +181,23 @@ def test_notebook_arms(rows):
     shared = [one.name for one in found.arms if one.trajectories.shared]
     assert shared == ["RA-SAE", "RA-SAE, projection off", "TopK, k-means start", "TopK, k-means start, l2"]
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_beside_published(rows):
+    """Arms whose end is planted: the shared ones at one place, the first apart; theirs are all nearer than the first.
+    Planted: the sign of the difference turned; caught."""
+    names = [one.name for one in notebook_arms()]
+    settings = config(rows=128, lr=1e-6, snapshots=())
+    apart, together = arm(F, K, tied=False), arm(F, K, start="kmeans-shared", tied=False)
+    arms = [Arm(names[0], apart.make), *(Arm(name, together.make) for name in names[1:])]
+    lines = beside_published(ablation(arms, rows, settings=settings), centred=True)
+    assert [line["published"] for line in lines] == [0.4187, 0.2447, 0.0812, 0.0724]
+    assert "sign" not in lines[0]
+    assert [line["sign"] for line in lines[1:]] == ["agrees"] * 3
+    arms = [Arm(names[0], together.make), Arm(names[1], apart.make), Arm(names[2], together.make)]
+    lines = beside_published(ablation(arms, rows, settings=settings), centred=False)
+    assert [line["published"] for line in lines] == [0.2834, 0.0870, 0.0887]
+    assert [line["sign"] for line in lines[1:]] == ["disagrees", "undecided"]
 
 
 def test_notebook_loss_is_theirs():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from saekern.stability import over_pairs, over_runs, trajectories
+from saekern.stability import dictionary_distance, over_pairs, over_runs, trajectories
 from saekern.stability.jackknife import leave_one_run_out
 
 F, D = 40, 24
@@ -46,13 +46,13 @@ def test_shared_start_is_detected_and_said():
 def test_masks_that_differ_do_not_hide_a_shared_start():
     start = torch.randn(F, D)
     runs = [[start, torch.randn(F, D)] for _ in range(3)]
-    dead = [torch.arange(F) < 10, torch.arange(F) >= 30, None]
+    dead = [torch.arange(F) < 10, torch.arange(F) >= 30, torch.arange(F) % 4 == 0]
     found = trajectories(runs, (0, 1), dead=dead)
     raw = found.geometries["raw"]
     assert float(raw.distance[0, 0]) > 0.05  # the live latents of the two runs are not the same ones
-    assert found.shared
+    assert bool(found.shared_pairs.all())
     assert raw.index is None
-    assert raw.live.sum(1).tolist() == [30, 30, 40]
+    assert raw.live.sum(1).tolist() == [30, 30, 30]
 
 
 def test_one_shared_pair_and_shared_atoms():
@@ -97,6 +97,17 @@ def test_permuted_copies_are_matched_to_0():
     one = trajectories([run, [state[order] for state in run]], STEPS).geometries["raw"]
     assert torch.equal(one.distance, torch.zeros(5, 1, dtype=torch.float64))
     assert torch.equal(one.lock_in(), torch.zeros(2, F, dtype=torch.int64))
+
+
+def test_distances_are_those_of_matchings_that_start_anew():
+    """Planted: the prices' matching kept in place of a new one; caught."""
+    runs = independent()
+    for name, value in (("distance", runs), ("movement", [[run[0]] * len(STEPS) for run in runs])):
+        found = getattr(trajectories(runs, STEPS).geometries["raw"], name)
+        pairs = [(0, 1), (0, 2), (1, 2)] if name == "distance" else [(0, 0), (1, 1), (2, 2)]
+        for column, (i, j) in enumerate(pairs):
+            for t in range(len(STEPS)):
+                assert float(found[t, column]) == pytest.approx(dictionary_distance(runs[i][t], value[j][t]), abs=1e-6)
 
 
 def test_planted_birth_and_lock_in_are_found():
