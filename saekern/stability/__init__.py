@@ -1,6 +1,8 @@
 """The laboratory: which features reappear in independently trained dictionaries, and how much of that is chance."""
 
+from saekern.stability.ablation import ArmResult, InitialisationAblation, initialisation_ablation
 from saekern.stability.agreement import AssignmentIoU, PairAgreement, assignment_iou, pair_agreement, pw_mcc
+from saekern.stability.arms import Arm, arm, initialisation_grid
 from saekern.stability.classes import ClassBenchmark, class_benchmark, class_directions
 from saekern.stability.collages import CollageBenchmark, collage_benchmark
 from saekern.stability.contributions import activation_mass
@@ -14,9 +16,11 @@ from saekern.stability.geometries import stability_by_geometry
 from saekern.stability.group_comparison import GroupComparison, compare_groups
 from saekern.stability.histogram import CosineHistogram
 from saekern.stability.initialisation import InitialDistance, dictionary_distance, initial_distance, stabilisation_index
+from saekern.stability.jackknife import Estimate, over_pairs, over_runs
 from saekern.stability.mask_plan import MaskPlan, mask_plan
 from saekern.stability.masking import Masking, masking
 from saekern.stability.means import MeanInterval, mean_interval
+from saekern.stability.notebooks import beside_published, notebook_arms, notebook_config
 from saekern.stability.nulls import (
     Control,
     permuted_control,
@@ -37,9 +41,13 @@ from saekern.stability.statistics import ActivationStatistics, activation_statis
 from saekern.stability.strict_rule import SharedLatents, encoders, shared_latents
 from saekern.stability.subspaces import Subspaces, subspaces
 from saekern.stability.sweep import StabilitySweep, stability_sweep
+from saekern.stability.trajectories import trajectories
+from saekern.stability.trajectory import Trajectories, Trajectory
 
 __all__ = [
     "ActivationStatistics",
+    "Arm",
+    "ArmResult",
     "AssignmentIoU",
     "Auroc",
     "ClassBenchmark",
@@ -47,10 +55,12 @@ __all__ = [
     "Control",
     "Convergence",
     "CosineHistogram",
+    "Estimate",
     "FeaturePool",
     "FeatureStability",
     "GroupComparison",
     "InitialDistance",
+    "InitialisationAblation",
     "MaskPlan",
     "Masking",
     "MeanInterval",
@@ -66,10 +76,14 @@ __all__ = [
     "StabilitySweep",
     "Subspace",
     "Subspaces",
+    "Trajectories",
+    "Trajectory",
     "activation_mass",
     "activation_statistics",
+    "arm",
     "assignment_iou",
     "auroc",
+    "beside_published",
     "class_benchmark",
     "class_directions",
     "collage_benchmark",
@@ -82,10 +96,16 @@ __all__ = [
     "feature_recovery",
     "feature_stability",
     "initial_distance",
+    "initialisation_ablation",
+    "initialisation_grid",
     "mask_plan",
     "masking",
     "mean_interval",
+    "notebook_arms",
+    "notebook_config",
     "null_excess",
+    "over_pairs",
+    "over_runs",
     "pair_agreement",
     "permuted_control",
     "pool_sae",
@@ -108,4 +128,5 @@ __all__ = [
     "stability_sweep",
     "subspace",
     "subspaces",
+    "trajectories",
 ]

@@ -13,6 +13,7 @@ from saekern.matching.pair import Method, match_both, same_space
 
 # Cosines of equal rows miss 1 by a few 1e-7 in float32; independent atoms never come within 1e-5 of each other.
 SAME = 1e-5
+SHARED = "shared initialisation: D(0) = 0, agreement is not stabilisation"
 
 
 @dataclass(frozen=True, eq=False)
