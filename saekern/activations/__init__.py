@@ -6,21 +6,13 @@ from saekern.activations.hugging_face import HookedModule, load_hugging_face
 from saekern.activations.images import Patch, harvest_images, image_files, load_vision_model, patch_of
 from saekern.activations.language_model import load_model, tiny_model, tiny_record, weights_hash
 from saekern.activations.python_source import python_source_sequences
-<<<<<<< HEAD
-from saekern.activations.rows import Rows, ShardRows, TensorRows, open_shards
+from saekern.activations.rows import ChosenRows, Rows, ShardRows, TensorRows, open_shards
 from saekern.activations.synthetic import Collages, LowRankRows, SyntheticRows, collages, low_rank_rows, synthetic_rows
 
 __all__ = [
     "ActivationCache",
-    "Collages",
-=======
-from saekern.activations.rows import ChosenRows, Rows, ShardRows, TensorRows, open_shards
-from saekern.activations.synthetic import SyntheticRows, synthetic_rows
-
-__all__ = [
-    "ActivationCache",
     "ChosenRows",
->>>>>>> refs/heads/bank
+    "Collages",
     "HookedModule",
     "LowRankRows",
     "Patch",
