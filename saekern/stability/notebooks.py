@@ -109,9 +109,9 @@ def notebook_arms(
 
 
 def beside_published(found: InitialisationAblation, *, centred: bool) -> list[dict[str, Any]]:
-    """Our D(T) of the four arms beside the notebooks', over all atoms in raw cosine, as theirs are. Values depend on the
-    rows; what can agree is the sign of each arm's difference from the first: "agrees", "disagrees", or "undecided" where
-    our interval holds 0. Theirs have one pair of runs and no interval.
+    """Our D(T) of the four arms beside the notebooks', over all atoms in raw cosine, as theirs are. Values depend on
+    the rows; what can agree is the sign of each arm's difference from the first: "agrees", "disagrees", or "undecided"
+    where our interval holds 0. Theirs have one pair of runs and no interval.
 
     Args:
         centred: whether the rows' mean was subtracted.

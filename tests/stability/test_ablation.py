@@ -11,8 +11,8 @@ from saekern.activations import TensorRows
 from saekern.activations.synthetic import synthetic_rows
 from saekern.stability import (
     Arm,
-    beside_published,
     arm,
+    beside_published,
     initialisation_ablation,
     initialisation_grid,
     notebook_arms,
