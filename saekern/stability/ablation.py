@@ -40,7 +40,7 @@ class ArmResult:
         runs = self.trajectories
         line: dict[str, Any] = {"arm": self.name, **self.factors, "runs": runs.runs}
         for name, one in runs.geometries.items():
-            live, every, index = one.between, one.between_all, one.index
+            live, every, index, index_all = one.between, one.between_all, one.index, one.index_all
             line[name] = {
                 "initial": _at(live, 0),
                 "initial_all": _at(every, 0),
@@ -50,6 +50,7 @@ class ArmResult:
                 "movement": _at(one.moved, -1),
                 "same_at_start": float(one.same.nanmean()),
                 "stabilisation_index": None if index is None else index.to_json(),
+                "stabilisation_index_all": None if index_all is None else index_all.to_json(),
             }
         for name in ("explained_variance", "l0", "dead"):
             line[name] = over_runs(getattr(self, name), confidence).to_json()

@@ -92,7 +92,7 @@ def arm(
     if constraint and normalisation != "identity":
         raise ValueError("normalisation: expected 'identity' with the constraint, whose atoms are computed, got 'l2'")
     count, kept = points or d_sae, pool or Pool()
-    kind = base if normalisation == "l2" or constraint else _free(base)
+    kind = base if normalisation == "l2" or constraint else _free(base)  # type: ignore[arg-type]
     random = start == "random"
 
     def make(init_seed: int, rows: Rows) -> SAE:

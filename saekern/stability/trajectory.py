@@ -63,11 +63,20 @@ class Trajectory:
 
     @property
     def index(self) -> Estimate | None:
-        """The stabilisation index (D(0) − D(T)) / D(0) of mean distances over the same live latents, jackknifed over
-        runs; None where a pair begins at D(0) = 0."""
-        if bool((self.distance_all[0] == 0).any()) or float(self.distance[0].nanmean()) <= SAME:
+        """The stabilisation index (D(0) − D(T)) / D(0) of mean distances over the latents live at the end, jackknifed
+        over runs; None where a pair begins at D(0) = 0. Latents that end live in one run may have had their like among
+        those that end dead in the other: D(0) is then large for that reason, and `index_all` must agree."""
+        return self._index(self.distance)
+
+    @property
+    def index_all(self) -> Estimate | None:
+        """The same over all latents, dead ones where they were left."""
+        return self._index(self.distance_all)
+
+    def _index(self, distance: Tensor) -> Estimate | None:
+        if bool((self.distance_all[0] == 0).any()) or float(distance[0].nanmean()) <= SAME:
             return None
-        whole, without = leave_one_run_out(self.distance, self.runs)  # [T], [T, S]
+        whole, without = leave_one_run_out(distance, self.runs)  # [T], [T, S]
         return interval(1 - whole[-1] / whole[0], 1 - without[-1] / without[0], self.confidence)
 
     def lock_in(self, share: float = 0.5) -> Tensor:
@@ -87,7 +96,7 @@ class Trajectory:
 
     def to_json(self) -> dict[str, Any]:
         """Means with intervals at every step, as plain numbers; None where there is no value."""
-        index, born = self.index, self.birth[self.live].double()
+        index, index_all, born = self.index, self.index_all, self.birth[self.live].double()
         levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
         ages = torch.quantile(born, levels, interpolation="lower") if len(born) else torch.full((3,), torch.nan)
         return {
@@ -102,6 +111,7 @@ class Trajectory:
             "movement": self.moved.to_json(),
             "same_at_start": plain(self.same.mean()),
             "stabilisation_index": None if index is None else index.to_json(),
+            "stabilisation_index_all": None if index_all is None else index_all.to_json(),
             "birth": dict(zip(("10%", "50%", "90%"), plain(ages), strict=True)),  # type: ignore[arg-type]
             "locked": plain(self.locked_share),
             "null_locked": plain(self.null_locked),
@@ -140,18 +150,19 @@ class Trajectories:
         name = "centered" if "centered" in self.geometries else "raw"
         one = self.geometries[name]
         partly = float(one.same.nanmean())
-        prefix = f"{partly:.0%} of the atoms are shared at step 0; " if partly > 0 else "independent initialisation: "
-        index = one.index
-        if index is None:
+        some_shared = f"{partly:.0%} of the atoms are shared at step 0; "  # two k-means may share one by chance
+        prefix = some_shared if partly >= 0.005 else "independent initialisation: "
+        index, index_all = one.index, one.index_all
+        if index is None or index_all is None:
             return f"{prefix}D(0) = 0 in {name} cosine, which says nothing"
         if not index.low.isfinite():
             return (
                 f"{prefix}stabilisation index {float(index.mean):.2f} ({name} cosine), of too few runs for an interval"
             )
-        ends = f"{float(index.mean):.2f} [{float(index.low):.2f}, {float(index.high):.2f}] ({name} cosine)"
-        if index.low > 0:
+        ends = f"{_shown(index)} over live latents, {_shown(index_all)} over all ({name} cosine)"
+        if index.low > 0 and index_all.low > 0:
             return f"{prefix}runs end closer together than they began, stabilisation index {ends}"
-        if index.high < 0:
+        if index.high < 0 and index_all.high < 0:
             return f"{prefix}runs end farther apart than they began, stabilisation index {ends}"
         return f"{prefix}no stabilisation seen, index {ends}"
 
@@ -168,3 +179,7 @@ class Trajectories:
         """The tensors of every geometry, by "geometry.name", as a safetensors or npz file takes them."""
         names = ("distance", "distance_all", "same", "movement", "null", "birth", "locked", "null_locked")
         return {f"{g}.{name}": getattr(one, name) for g, one in self.geometries.items() for name in names}
+
+
+def _shown(index: Estimate) -> str:
+    return f"{float(index.mean):.2f} [{float(index.low):.2f}, {float(index.high):.2f}]"

@@ -175,6 +175,25 @@ def test_runs_that_stay_apart_have_not():
     assert "index" in found.verdict
 
 
+def test_latents_chosen_by_their_end_do_not_make_a_stabilisation():
+    """Runs that begin near one pool; each keeps another half of it alive, so that the living of two runs begin apart.
+    They end together, and the dead anywhere: no stabilisation.
+    Planted: the verdict of the live latents alone; caught."""
+    pool, end = torch.randn(F, D), torch.randn(F // 2, D)
+    runs, dead = [], []
+    for _ in range(4):
+        alive = torch.randperm(F) < F // 2
+        last = torch.randn(F, D)
+        last[alive] = end
+        runs.append([pool + 0.6 * torch.randn(F, D), last])
+        dead.append(~alive)
+    found = trajectories(runs, (0, 1), dead=dead)
+    raw = found.geometries["raw"]
+    assert float(raw.index.low) > 0.9
+    assert float(raw.index_all.high) < 0
+    assert found.verdict.startswith("independent initialisation: no stabilisation seen")
+
+
 def test_zero_atoms_at_the_start_are_set_aside():
     """Half of the atoms exactly zero at step 0, as one published initialisation has."""
     start = torch.zeros(F, D)
