@@ -151,7 +151,8 @@ def collages(
             "expected count, width, parts >= 1, objects >= parts, noise and offset >= 0, got"
             f" {count}, {width}, {parts}, {objects}, {noise}, {offset}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    # Not manual_seed(seed): an SAE with init_seed = seed and as many latents would begin at these very directions.
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     directions, mean = _unit(objects, width, generator), _unit(1, width, generator)[0] * offset
     rows = torch.randn(count, width, generator=generator) * (noise / width**0.5) + mean
     labels = torch.zeros(count, objects, dtype=torch.bool)

@@ -134,9 +134,8 @@ def activation_statistics(
 
     live = counts >= min_firings
     entropy, surface = _entropy(halves, vocabulary, counts), _surface(halves, totals, vocabulary, latents)
-    values = (total / counts, entropy, ratio / active, surface)
-    mean, entropy, ratio, surface = (torch.where(live, v, torch.nan) for v in values)
-    return ActivationStatistics(len(rows), counts, min_firings, mean, entropy, ratio, surface)
+    shown = [torch.where(live, v, torch.nan) for v in (total / counts, entropy, ratio / active, surface)]
+    return ActivationStatistics(len(rows), counts, min_firings, *shown)
 
 
 def _entries(codes: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -89,4 +89,7 @@ def shared_latents(
     probability = torch.full(hits.shape, torch.nan, dtype=torch.float64)
     for run, mask in enumerate(live):
         probability[run, : len(mask)][mask] = hits[run, : len(mask)][mask].double() / (runs - 1)
-    return SharedLatents(*tables, probability, threshold, encoder.method)
+    shared, same_partner, by_encoder, by_decoder, chance = tables
+    return SharedLatents(
+        shared, same_partner, by_encoder, by_decoder, chance, probability, threshold, encoder.method
+    )

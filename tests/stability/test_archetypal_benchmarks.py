@@ -61,8 +61,7 @@ def test_truth_and_a_rotated_copy():
 
 
 def test_against_the_metrics_themselves():
-    """Batches, CSR codes and per-class numbers against `evaluation` on dense codes of all rows at once. Planted:
-    offsets of the first batch used twice; caught."""
+    """Batches, CSR codes and per-class numbers against `evaluation` on dense codes of all rows at once."""
     made = small(500, noise=0.4)
     for sae in (saekern.TopKSAE(24, 17, 3, init_seed=1), saekern.ReLUSAE(24, 17, init_seed=1)):
         found = class_benchmark(sae, made.rows, made.labels, made.directions, draws=0, batch=64)
@@ -133,7 +132,8 @@ def test_offset_makes_atoms_in_data_space_plausible():
 
 def test_collage_benchmark():
     """A trained SAE finds the objects; an untrained one lies between it and chance; the truth is the most there is.
-    Planted: differences unpaired (sets in another order); caught by the interval."""
+    Planted: differences unpaired (sets in another order); caught. Planted: directions drawn as an SAE of the same seed
+    draws its latents; caught (the untrained one then was at the truth)."""
     config = saekern.TrainConfig(rows=8000, batch_size=100, lr=1e-2, dead_after=2000)
 
     def trained(rows, seed):
