@@ -128,15 +128,15 @@ def activation_statistics(
         ratio.index_add_(0, latent, 1 / length[where])
         pair = (latent * len(length) + where).unique()
         at, where = pair // len(length), pair % len(length)
-        at, where = at[new := where > last[at]], where[new]  # a sequence that the batch continues is counted already
+        new = where > last[at]  # a sequence that the batch continues is counted already
+        at, where = at[new], where[new]
         active += torch.bincount(at, minlength=latents)
         last.scatter_reduce_(0, at, where, "amax")
 
     live = counts >= min_firings
     entropy, surface = _entropy(halves, vocabulary, counts), _surface(halves, totals, vocabulary, latents)
-    values = (total / counts, entropy, ratio / active, surface)
-    mean, entropy, ratio, surface = (torch.where(live, v, torch.nan) for v in values)
-    return ActivationStatistics(len(rows), counts, min_firings, mean, entropy, ratio, surface)
+    found = (total / counts, entropy, ratio / active, surface)
+    return ActivationStatistics(len(rows), counts, min_firings, *(torch.where(live, v, torch.nan) for v in found))
 
 
 def _entries(codes: Any) -> tuple[Tensor, Tensor, Tensor]:
