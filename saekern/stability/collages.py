@@ -43,7 +43,7 @@ class CollageBenchmark:
             own = self.values(arm, metric)
             mean = mean_interval(own, self.confidence)
             line: dict[str, Any] = {"arm": arm, "metric": metric, "mean": mean.mean}
-            line |= {"lower": mean.lower, "upper": mean.upper, "sets": mean.count, "null": self._null(arm, metric)}
+            line |= {"lower": mean.lower, "upper": mean.upper, "sets": mean.units, "null": self._null(arm, metric)}
             line["dead"] = _mean([float((~result.live).sum()) for result in self.results[arm]])
             if arm != first:
                 pairs = zip(own, self.values(first, metric), strict=True)

@@ -13,7 +13,7 @@ class MeanInterval(NamedTuple):
     mean: float | None
     lower: float | None  # None with fewer than two numbers
     upper: float | None
-    count: int  # numbers that are known: NaN is left out
+    units: int  # numbers that are known: NaN is left out
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:

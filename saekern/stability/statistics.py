@@ -128,14 +128,20 @@ def activation_statistics(
         ratio.index_add_(0, latent, 1 / length[where])
         pair = (latent * len(length) + where).unique()
         at, where = pair // len(length), pair % len(length)
-        at, where = at[new := where > last[at]], where[new]  # a sequence that the batch continues is counted already
+        new = where > last[at]  # a sequence that the batch continues is counted already
+        at, where = at[new], where[new]
         active += torch.bincount(at, minlength=latents)
         last.scatter_reduce_(0, at, where, "amax")
 
     live = counts >= min_firings
     entropy, surface = _entropy(halves, vocabulary, counts), _surface(halves, totals, vocabulary, latents)
+<<<<<<< HEAD
     shown = [torch.where(live, v, torch.nan) for v in (total / counts, entropy, ratio / active, surface)]
     return ActivationStatistics(len(rows), counts, min_firings, *shown)
+=======
+    found = (total / counts, entropy, ratio / active, surface)
+    return ActivationStatistics(len(rows), counts, min_firings, *(torch.where(live, v, torch.nan) for v in found))
+>>>>>>> refs/heads/s1
 
 
 def _entries(codes: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -91,10 +91,10 @@ def test_against_brute_force(batch, ragged):
 
 
 def test_tied_rates_are_one_group():
-    """Both tokens have the rate 1/2 in training; held out one fires on 3 of 4, the other on 1 of 4. Planted: each rate a
-    group of its own; caught."""
+    """Both tokens have the rate 1/2 in training; held out one fires on 3 of 4, the other on 1 of 4. Planted: each token
+    a group of its own; caught."""
     tokens = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1] * 2)
-    codes = torch.tensor([1.0, 1, 0, 0, 1, 1, 0, 0] + [1, 1, 1, 0, 1, 0, 0, 0])[:, None]
+    codes = torch.tensor([1.0, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0])[:, None]
     found = activation_statistics(Given(1), TensorRows(codes), tokens, torch.arange(16) // 8, min_firings=1)
     assert found.surface_score.item() == 0.5
 
