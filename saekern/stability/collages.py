@@ -115,7 +115,13 @@ def collage_benchmark(
             results[arm].append(
                 class_benchmark(sae, rest, made.labels[count:], made.directions, draws=draws, seed=seed)
             )
-    settings: dict[str, float] = {"sets": sets, "count": count, "held_out": held_out, "width": width, "objects": objects}
+    settings: dict[str, float] = {
+        "sets": sets,
+        "count": count,
+        "held_out": held_out,
+        "width": width,
+        "objects": objects,
+    }
     settings |= {"parts": parts, "noise": noise, "offset": offset, "seed": seed}
     return CollageBenchmark(results, confidence, settings)
 

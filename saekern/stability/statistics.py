@@ -135,13 +135,8 @@ def activation_statistics(
 
     live = counts >= min_firings
     entropy, surface = _entropy(halves, vocabulary, counts), _surface(halves, totals, vocabulary, latents)
-<<<<<<< HEAD
-    shown = [torch.where(live, v, torch.nan) for v in (total / counts, entropy, ratio / active, surface)]
-    return ActivationStatistics(len(rows), counts, min_firings, *shown)
-=======
     found = (total / counts, entropy, ratio / active, surface)
     return ActivationStatistics(len(rows), counts, min_firings, *(torch.where(live, v, torch.nan) for v in found))
->>>>>>> refs/heads/s1
 
 
 def _entries(codes: Any) -> tuple[Tensor, Tensor, Tensor]:

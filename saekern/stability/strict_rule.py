@@ -89,11 +89,4 @@ def shared_latents(
     probability = torch.full(hits.shape, torch.nan, dtype=torch.float64)
     for run, mask in enumerate(live):
         probability[run, : len(mask)][mask] = hits[run, : len(mask)][mask].double() / (runs - 1)
-<<<<<<< HEAD
-    shared, same_partner, by_encoder, by_decoder, chance = tables
-    return SharedLatents(
-        shared, same_partner, by_encoder, by_decoder, chance, probability, threshold, encoder.method
-    )
-=======
     return SharedLatents(tables[0], tables[1], tables[2], tables[3], tables[4], probability, threshold, encoder.method)
->>>>>>> refs/heads/s1

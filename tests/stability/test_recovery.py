@@ -185,7 +185,7 @@ def test_phase_words():
 def test_mean_interval():
     """3, 5, 7: mean 5, s = 2, t(2) = 4.303 at 95 %. Coverage by simulation."""
     found = mean_interval([3, 5, 7, float("nan")])
-    assert found.count == 3
+    assert found.units == 3
     assert found.mean == 5
     assert found.upper - 5 == pytest.approx(4.302653 * 2 / 3**0.5)
     assert 5 - found.lower == pytest.approx(found.upper - 5)
