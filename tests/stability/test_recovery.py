@@ -151,7 +151,7 @@ def test_phase_diagram_of_trained_saes():
     assert said == ["rank 4, noise 0, K 3", "rank 4, noise 0.2, K 3"]
     json.dumps(found.to_json(), allow_nan=False)
     for line, cell in zip(found.table(), found.cells, strict=True):
-        assert line["identifiable_matched"] > 0.95
+        assert line["identifiable_matched"] > 0.9
         assert line["identifiable_matched_rotated"] < 0.5
         assert line["captured"] > 0.95 > 0.6 > line["captured_rotated"]
         assert line["low_rank_excess"] < 0.5
