@@ -27,7 +27,7 @@ def random_model(model: Any, seed: int, *, keep: Sequence[str] = ()) -> Any:
         ValueError: a pattern in `keep` that matches no parameter, or nothing left to redraw.
 
     Source: Gerasimov et al. 2026 compare with randomly initialised transformers (their Fig. 23; the scheme is not known
-    to us); matching moments tensor by tensor is the re-randomisation of Heap et al. 2025.
+    to us); matching moments tensor by tensor is ours.
     """
     made = copy.deepcopy(model)
     named = dict(sorted(made.named_parameters()))
