@@ -43,7 +43,7 @@ def synthetic_rows(
             f" {features}, {active}, {noise}, {decay}"
         )
     frequency = _frequencies(features, active, decay)
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     dictionary = _unit(features, width, generator)
     rows = torch.randn(count, width, generator=generator) * (noise / width**0.5)
     _add_features(rows, dictionary, frequency, generator)
@@ -151,8 +151,7 @@ def collages(
             "expected count, width, parts >= 1, objects >= parts, noise and offset >= 0, got"
             f" {count}, {width}, {parts}, {objects}, {noise}, {offset}"
         )
-    # Not manual_seed(seed): an SAE with init_seed = seed and as many latents would begin at these very directions.
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    generator = _generator(seed)
     directions, mean = _unit(objects, width, generator), _unit(1, width, generator)[0] * offset
     rows = torch.randn(count, width, generator=generator) * (noise / width**0.5) + mean
     labels = torch.zeros(count, objects, dtype=torch.bool)
@@ -172,6 +171,11 @@ def _frequencies(features: int, active: float, decay: float) -> Tensor:
     if frequency[0] > 1:
         raise ValueError(f"active: {active} with decay {decay} asks for a probability of {frequency[0]:.3g}")
     return frequency
+
+
+def _generator(seed: int) -> torch.Generator:
+    """Not manual_seed(seed): an SAE with init_seed = seed and as many latents would begin at these very directions."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 
 def _unit(count: int, width: int, generator: torch.Generator) -> Tensor:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 
+import saekern
 from saekern.activations import python_source_sequences, synthetic_rows
 from saekern.activations.ngram import ngram_bits_per_byte
 from saekern.activations.python_source import python_source_files
@@ -87,3 +88,10 @@ def test_synthetic_rows():
         synthetic_rows(1, 4, 8, 9.0)
     with pytest.raises(ValueError, match="asks for a probability of"):
         synthetic_rows(1, 4, 8, 6.0, decay=1.0)
+
+
+def test_the_truth_is_not_where_an_sae_begins():
+    """Planted: one generator seeded alike; caught."""
+    made = synthetic_rows(10, 16, 48, 3, seed=5)
+    start = saekern.TopKSAE(16, 48, 3, init_seed=5).dictionary
+    assert float((made.dictionary * start).sum(1).abs().max()) < 0.99

@@ -156,6 +156,8 @@ def test_replacement_is_a_projection():
     width = 16
     rows = synthetic_rows(300, width, 24, 4.0, noise=0.2, seed=1).rows
     sae = saekern.TopKSAE(width, 32, 4, init_seed=0)
+    # An SAE that was never trained may gain by losing latents.
+    saekern.train(sae, rows, saekern.TrainConfig(rows=30_000, batch_size=300, lr=3e-3), progress=False)
     unstable = torch.arange(32) >= 20
     bases = {
         "own": [subspace(sae.dictionary[unstable]).basis],
