@@ -3,10 +3,8 @@
 What is paid once: reading rows, and the geometric median that starts b_dec. The rows of several steps are read together
 and every member takes these steps in turn.
 
-Steps alone, measured at S=8, D=128, F=2048, K=16 on 2 cores against one run after the other: 1.09 × at B=512, 1.15 × at
-B=2048 with 8 steps a turn; 1.00 and 1.14 × with one, probably because a member's 8 MB of weights, moments and gradients
-leave the cache between two turns. Members in parallel on one thread each were no faster (1.08 and 1.14 ×): the encoder
-is half of a step and uses all cores already.
+Turns of several steps, because a member's weights, moments and gradients leave the cache between two turns. Members in
+parallel on one thread each were no faster: the encoder is half of a step and uses all cores already.
 """
 
 import dataclasses
