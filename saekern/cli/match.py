@@ -13,7 +13,7 @@ from saekern.formats import read_dictionary
 from saekern.matching.assignment import Progress
 from saekern.matching.geometry import as_dictionary, live_rows
 from saekern.pipeline.pairs import match_study
-from saekern.report.figures import need_matplotlib
+from saekern.report.drawing import need_matplotlib
 from saekern.report.matched import asides, describe, describe_all, draw_cosines, histogram
 from saekern.sae.files import write_tensors
 from saekern.stability.lazy import Lazy

@@ -29,8 +29,16 @@ def descriptions(cls: type) -> dict[str, str]:
     return found
 
 
-def add_options(parser: Any, cls: type, prefix: str = "", skip: tuple[str, ...] = ()) -> None:
-    """One option a field, `--train.batch-size` for a field of a nested config. Absent options leave no trace."""
+def add_options(
+    group: Any, cls: type, prefix: str = "", skip: tuple[str, ...] = (), parser: argparse.ArgumentParser | None = None
+) -> None:
+    """One option a field, `--train.batch-size` for a field of a nested config. Absent options leave no trace.
+
+    Args:
+        group: a parser or a group of one.
+        parser: where nested configs get groups of their own, since groups do not nest; `group` by default.
+    """
+    parser = parser or group
     hints, texts = typing.get_type_hints(cls), descriptions(cls)
     for field in dataclasses.fields(cls):
         name = f"{prefix}{field.name}"
@@ -38,12 +46,12 @@ def add_options(parser: Any, cls: type, prefix: str = "", skip: tuple[str, ...] 
             continue
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            group = parser.add_argument_group(f"{name}: {texts[field.name]}")
-            add_options(group, typing.cast(type, hint), f"{name}.", skip)
+            inner = parser.add_argument_group(f"{name}: {texts[field.name]}")
+            add_options(inner, typing.cast(type, hint), f"{name}.", skip, parser)
             continue
         shown = f"{texts[field.name]} Default: {_show(field)}."
         kind, options = _kind(hint)
-        parser.add_argument(
+        group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"field:{name}",
             default=argparse.SUPPRESS,

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from saekern.pipeline.architectures import check_options
+from saekern.pipeline.check import require
+from saekern.pipeline.experiments.settings import ExperimentsConfig
 from saekern.training import TrainConfig, parse_config
 from saekern.training.device import parse_device
-
-
-def _require(condition: bool, name: str, expected: str, got: Any) -> None:
-    if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ class ActivationsConfig:
     """Which sequences are drawn from the source files."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.model), "activations.model", "a model name", self.model)
+        require(bool(self.model), "activations.model", "a model name", self.model)
         for name in ("context", "sequences", "heldout_sequences", "batch"):
-            _require(getattr(self, name) >= 1, f"activations.{name}", "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, f"activations.{name}", "at least 1", getattr(self, name))
         if self.cache is None and self.tokens is None and self.model != "tiny":
             raise ValueError(
                 f"activations.tokens: expected an .npy file of token ids for model {self.model!r}, got none "
@@ -85,10 +82,10 @@ class SAEConfig:
     """Further arguments of the architecture's class, such as heads=512 m=4 n=8 for arch kron."""
 
     def __post_init__(self) -> None:
-        _require(self.d_sae >= 1, "sae.d_sae", "at least 1", self.d_sae)
-        _require(1 <= self.k <= self.d_sae, "sae.k", f"1 to d_sae = {self.d_sae}", self.k)
-        _require(self.k_aux is None or self.k_aux >= 0, "sae.k_aux", "at least 0 or null", self.k_aux)
-        _require(self.aux_coefficient >= 0, "sae.aux_coefficient", "at least 0", self.aux_coefficient)
+        require(self.d_sae >= 1, "sae.d_sae", "at least 1", self.d_sae)
+        require(1 <= self.k <= self.d_sae, "sae.k", f"1 to d_sae = {self.d_sae}", self.k)
+        require(self.k_aux is None or self.k_aux >= 0, "sae.k_aux", "at least 0 or null", self.k_aux)
+        require(self.aux_coefficient >= 0, "sae.aux_coefficient", "at least 0", self.aux_coefficient)
         check_options(self.arch, self.options)
 
 
@@ -116,10 +113,10 @@ class StabilityConfig:
     """Seed of the nulls' random numbers."""
 
     def __post_init__(self) -> None:
-        _require(-1 < self.threshold <= 1, "stability.threshold", "a cosine in (-1, 1]", self.threshold)
-        _require(0 <= self.epsilon < 0.5, "stability.epsilon", "a fraction in [0, 0.5)", self.epsilon)
+        require(-1 < self.threshold <= 1, "stability.threshold", "a cosine in (-1, 1]", self.threshold)
+        require(0 <= self.epsilon < 0.5, "stability.epsilon", "a fraction in [0, 0.5)", self.epsilon)
         for name, least in (("min_firings", 1), ("assignment_seeds", 0), ("null_seeds", 2), ("null_seed", 0)):
-            _require(getattr(self, name) >= least, f"stability.{name}", f"at least {least}", getattr(self, name))
+            require(getattr(self, name) >= least, f"stability.{name}", f"at least {least}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,8 @@ class EvaluationConfig:
     """Held-out sequences through the model, for the cross-entropy; 0 skips it."""
 
     def __post_init__(self) -> None:
-        _require(self.rows >= 1, "evaluation.rows", "at least 1", self.rows)
-        _require(self.ce_sequences >= 0, "evaluation.ce_sequences", "at least 0", self.ce_sequences)
+        require(self.rows >= 1, "evaluation.rows", "at least 1", self.rows)
+        require(self.ce_sequences >= 0, "evaluation.ce_sequences", "at least 0", self.ce_sequences)
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("latents", 0), ("contexts", 1), ("before", 0), ("after", 0)):
-            _require(getattr(self, name) >= least, f"report.{name}", f"at least {least}", getattr(self, name))
+            require(getattr(self, name) >= least, f"report.{name}", f"at least {least}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -179,9 +176,9 @@ class VariantConfig:
 
     def __post_init__(self) -> None:
         plain = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name))
-        _require(plain, "variants.name", "letters, digits, dots, dashes and underscores", self.name)
-        _require(self.lr is None or self.lr > 0, "variants.lr", "a positive number or null", self.lr)
-        _require(self.seeds >= 1, "variants.seeds", "at least 1", self.seeds)
+        require(plain, "variants.name", "letters, digits, dots, dashes and underscores", self.name)
+        require(self.lr is None or self.lr > 0, "variants.lr", "a positive number or null", self.lr)
+        require(self.seeds >= 1, "variants.seeds", "at least 1", self.seeds)
 
 
 @dataclass(frozen=True)
@@ -219,15 +216,18 @@ class StudyConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out figures."""
 
+    experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
+    """Experiments on the trained seeds."""
+
     report: ReportConfig = field(default_factory=ReportConfig)
     """The page."""
 
     def __post_init__(self) -> None:
-        _require(self.seeds >= 2, "seeds", "at least 2 (stability compares seeds)", self.seeds)
-        _require(self.vary in ("init", "init+data"), "vary", '"init" or "init+data"', self.vary)
+        require(self.seeds >= 2, "seeds", "at least 2 (stability compares seeds)", self.seeds)
+        require(self.vary in ("init", "init+data"), "vary", '"init" or "init+data"', self.vary)
         parse_device(self.device)
         names = [variant.name for variant in self.variants]
-        _require(len(set(names)) == len(names), "variants", "different names", sorted(names))
+        require(len(set(names)) == len(names), "variants", "different names", sorted(names))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` is the inverse."""

@@ -16,12 +16,14 @@ from saekern import activations, training
 from saekern.pipeline import measure
 from saekern.pipeline.architectures import describe, make_sae
 from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.experiments import EXPERIMENTS
+from saekern.pipeline.lab import Lab
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import Step, StudyFolder, write_json
 from saekern.pipeline.variants import variant_steps
 from saekern.version import __version__
 
-STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "variants", "report")
+STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "variants", *EXPERIMENTS, "report")
 
 
 def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step]:
@@ -101,12 +103,15 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     )
     variants = variant_steps(sources, plain, rows["heldout"], progress)
     made += variants
+    gathered = tuple(step.name for step in variants[-1:])
+    experiments = _experiments(sources, plain, ("stability", "match", *rows["heldout"], *trained), gathered)
+    made += [dataclasses.replace(step, external=external) for step in experiments]
     made.append(
         Step(
             name="report",
             settings={"title": config.report.title},
-            reads=("stability", "latents", *(step.name for step in variants[-1:])),
-            outputs=("results/run.json", "figures", "report.html"),
+            reads=("stability", "latents", *gathered, *(step.name for step in experiments)),
+            outputs=("results/run.json", "figures", "tables", "report.html"),
             run=lambda work: _report(sources, folder, work),
         )
     )
@@ -147,6 +152,36 @@ def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
     settings = dataclasses.replace(config.train, data_seed=measure.data_seed(config, index), snapshots=snapshots)
     label = f"seed {index + 1}/{config.seeds}"
     training.train(sae, sources.rows, settings, out=work / f"{index:03d}", progress=progress, label=label)
+
+
+def _experiments(
+    sources: Sources, plain: dict[str, Any], reads: tuple[str, ...], variants: tuple[str, ...]
+) -> list[Step]:
+    """One step an experiment. Each reads all of the trained seeds and the data."""
+    lab, config = Lab(sources), sources.config
+    lacking = ["text"] if sources.external and getattr(sources.cache, "tokens", None) is None else []
+    steps = []
+    for name, experiment in EXPERIMENTS.items():
+        if name not in config.experiments.run:
+            continue
+        for need in experiment.needs:
+            if need in lacking:
+                raise ValueError(f"experiments.run: {name} needs {need}, which {sources.cache.path} does not have")
+
+        def run(work: Path, name: str = name, experiment: Any = experiment) -> None:
+            found = experiment.run(lab, getattr(config.experiments, name), work)
+            write_json(work / f"{name}.json", measure.finite(found))
+
+        steps.append(
+            Step(
+                name=name,
+                settings=plain["experiments"][name] | {part: plain[part] for part in experiment.config},
+                reads=reads + (variants if experiment.variants else ()),
+                outputs=(f"results/{name}.json",),
+                run=run,
+            )
+        )
+    return steps
 
 
 def _match(sources: Sources, progress: bool) -> None:

@@ -1,65 +1,33 @@
-"""The pictures. Each is a plain function from results to a Matplotlib figure; `draw` turns them into SVG and PNG."""
+"""The pictures of a study. Each is a plain function from results to a Matplotlib figure."""
 
-import io
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saekern.report.drawing import BLUE, FAINT, GREY, INK, ORANGE, SCALE, Drawing
 from saekern.report.pareto import pareto
 from saekern.report.results import Results
 from saekern.report.text import number
 
 if TYPE_CHECKING:
+    from matplotlib import figure as mpl
     from matplotlib.axes import Axes
 
-INK, FAINT = "#101418", "#c9ced6"  # in SVG these two become CSS colours, so that a page can be dark
-BLUE, ORANGE, GREY = "#2f7fd0", "#e0792f", "#8a93a0"
-SCALE = ["#dcebf9", "#9cc6ee", "#5a9fdd", "#2f7fd0", "#1c559b", "#10305c"]  # light to dark, one hue
+
+def drawings(results: Results) -> list[Drawing]:
+    """The figures of the study itself; those of experiments come with their sections."""
+    chosen = FIGURES | (VARIANTS if results.variants else {})
+    return [
+        Drawing(name, title, width, partial(_alone, make, results)) for name, (title, width, make) in chosen.items()
+    ]
 
 
-class Picture(NamedTuple):
-    name: str
-    title: str
-    caption: str
-    alt: str
-    svg: str
-
-
-def draw(results: Results, folder: Path) -> list[Picture]:
-    """Draw every figure: `<folder>/<name>.png`, and the SVG text for the page."""
-    need_matplotlib("the report's figures need")
-    import matplotlib
-    from matplotlib import figure as mpl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    for name, (title, width, make) in figures_of(results).items():
-        style: Any = {**STYLE, "svg.hashsalt": name}  # ids differ between figures and not between runs
-        with matplotlib.rc_context(style):
-            figure = mpl.Figure(figsize=(width, 3.5), layout="constrained")
-            caption, alt = make(results, figure.add_subplot())
-            figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-            figure.set_layout_engine("none")  # the layout is made; making it again is half the time
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        svg = buffer.getvalue()
-        svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
-        pictures.append(Picture(name, title, caption, alt, svg))
-    return pictures
-
-
-def figures_of(results: Results) -> "dict[str, Figure]":
-    return FIGURES | (VARIANTS if results.variants else {})
-
-
-def need_matplotlib(who: str) -> None:
-    """Raises ImportError with the remedy; `who` begins its sentence."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{who} Matplotlib: pip install 'saekern[report]'") from error
+def _alone(
+    make: "Callable[[Results, Axes], tuple[str, str]]", results: Results, figure: "mpl.Figure"
+) -> tuple[str, str]:
+    return make(results, figure.add_subplot())
 
 
 def ecdf(results: Results, ax: "Axes") -> tuple[str, str]:
@@ -253,26 +221,3 @@ FIGURES: dict[str, Figure] = {
     "distance": ("From initialisation to the end", 6.2, distance),
 }
 VARIANTS: dict[str, Figure] = {"pareto": ("Explained variance against sparsity", 8.4, pareto)}
-
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # shipped with Matplotlib, so pictures do not depend on the machine's fonts
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "grid.alpha": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saekern.matching import Certificate, Matching, PairStore
-from saekern.report.figures import BLUE, INK, STYLE, need_matplotlib
+from saekern.report.drawing import BLUE, INK, STYLE, need_matplotlib
 from saekern.sae.files import replace
 from saekern.stability import pair_agreement
 from saekern.stability.histogram import CosineHistogram

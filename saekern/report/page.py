@@ -2,12 +2,15 @@
 
 import html
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from saekern.report.document import document
-from saekern.report.figures import VARIANTS, Picture
+from saekern.report.drawing import Picture
+from saekern.report.figures import VARIANTS
 from saekern.report.pareto import comparison
 from saekern.report.results import Results
+from saekern.report.section import Section, figures_html, section_html
 from saekern.report.text import number, snippet, table
 from saekern.report.verdict import verdicts
 
@@ -23,18 +26,20 @@ addEventListener("load", () => {
 """
 
 
-def page(results: Results, pictures: list[Picture]) -> str:
-    """The whole document, with style, script and pictures inside."""
+def page(results: Results, pictures: list[Picture], sections: Sequence[tuple[Section, list[Picture]]] = ()) -> str:
+    """The whole document, with style, script and pictures inside; `sections` are those of the experiments."""
     title = html.escape(results.run["title"])
     of_seeds = [picture for picture in pictures if picture.name not in VARIANTS]
     body = "\n".join(
         [
             f"<header><h1>{title}</h1>{_lead(results)}</header>",
             _tiles(results),
+            *_found([section for section, _ in sections]),
             _section("Is the dictionary good enough?", _verdicts(results)),
             _section("What was run", _run(results)),
             _section("Every seed", _seeds(results)),
-            _section("Stability", _stability(results) + _figures(of_seeds)),
+            _section("Stability", _stability(results) + figures_html(of_seeds)),
+            *(section_html(section, drawn) for section, drawn in sections),
             _section("Latents", _latents(results)),
             *_variants(results, [picture for picture in pictures if picture.name in VARIANTS]),
             _section("Settings", _settings(results)),
@@ -45,6 +50,16 @@ def page(results: Results, pictures: list[Picture]) -> str:
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>\n{content}\n</section>"
+
+
+def _found(sections: list[Section]) -> list[str]:
+    """What every experiment found, in words."""
+    if not sections:
+        return []
+    items = "".join(
+        f'<li><a href="#{s.name}">{html.escape(s.title)}</a> {html.escape(s.verdict)}</li>' for s in sections
+    )
+    return [_section("What was found", f'<ul class="found">{items}</ul>')]
 
 
 def _lead(results: Results) -> str:
@@ -200,16 +215,6 @@ def _spread(values: dict[str, float | None]) -> str:
     return number(values["mean"], 3) + ("" if values["sd"] is None else f" ± {values['sd']:.3f}")
 
 
-def _figures(pictures: list[Picture]) -> str:
-    items = "".join(
-        f'<figure id="{p.name}"><h3>{p.title}</h3>'
-        + p.svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(p.alt, quote=True)}"', 1)
-        + f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
-        for p in pictures
-    )
-    return f'<div class="figures">{items}</div>'
-
-
 def _latents(results: Results) -> str:
     if not results.latents:
         return "<p>The rows came without text, so there are no contexts to show.</p>"
@@ -241,7 +246,7 @@ def _variants(results: Results, pictures: list[Picture]) -> list[str]:
         return []
     rows = results.evaluation["rows"]
     text = f"<p>Other SAEs, trained on the same rows in the same order and evaluated on the same {rows:,} rows.</p>"
-    return [_section("Other architectures", text + _figures(pictures) + comparison(results))]
+    return [_section("Other architectures", text + figures_html(pictures) + comparison(results))]
 
 
 def _settings(results: Results) -> str:

@@ -1,7 +1,7 @@
 """What a report is drawn from: the JSON and array files under `results/`, and nothing else."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Results:
     """See `ARRAYS`."""
     variants: list[dict[str, Any]]
     """Other SAEs on the same rows: name, architecture, parameters, and EV, L0, CE at each of their sparsities."""
+    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each experiment of the study found, by its name."""
 
 
 def load(folder: str | Path) -> Results:
@@ -59,13 +61,16 @@ def load(folder: str | Path) -> Results:
     missing = sorted(set(ARRAYS) - set(arrays))
     if missing:
         raise ValueError(f"{arrays_path}: lacks {', '.join(missing)}")
+    run = _json(results / "run.json")
+    experiments = run["config"].get("experiments", {}).get("run", [])
     return Results(
-        run=_json(results / "run.json"),
+        run=run,
         evaluation=_json(results / "evaluation.json"),
         stability=_json(results / "stability.json"),
         latents=_json(results / "latents.json"),
         arrays=arrays,
         variants=_json(results / "variants.json") if (results / "variants.json").exists() else [],
+        experiments={name: _json(results / f"{name}.json") for name in experiments},
     )
 
 

@@ -51,3 +51,12 @@ def table(header: list[str], rows: list[list[str]], *, numeric: bool = True) -> 
 
 def number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(mean: float | None, lower: float | None, upper: float | None, *, digits: int = 3) -> str:
+    """A number with the ends of its interval; a dash where there is none."""
+    if mean is None:
+        return "–"
+    if lower is None or upper is None:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({lower:.{digits}f} to {upper:.{digits}f})"

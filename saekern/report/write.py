@@ -3,18 +3,20 @@
 from pathlib import Path
 
 from saekern.features import Dashboard
+from saekern.report.drawing import render
 from saekern.report.features_page import features_page
-from saekern.report.figures import draw
+from saekern.report.figures import drawings
 from saekern.report.page import page
 from saekern.report.results import load
+from saekern.report.sections import sections
 
 
 def write(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Make `figures/*.png` and `report.html` from `<folder>/results`.
+    """Make `figures/*.png`, `tables/*.csv` and `report.html` from `<folder>/results`.
 
     Args:
         folder: a study's folder.
-        out: where the figures and the page go; the same folder by default.
+        out: where they go; the same folder by default.
 
     Returns:
         the path of the page: one file without outside references, readable offline and in print.
@@ -24,7 +26,12 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     """
     out = Path(folder if out is None else out)
     results = load(folder)
-    text = page(results, draw(results, out / "figures"))
+    figures, chosen = out / "figures", sections(results)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for table in (table for section in chosen for table in section.tables):
+        (out / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    drawn = [(section, [render(drawing, figures) for drawing in section.drawings]) for section in chosen]
+    text = page(results, [render(drawing, figures) for drawing in drawings(results)], drawn)
     return _replace(out / "report.html", text)
 
 

@@ -57,3 +57,16 @@ def small_config(**changes):
         "report": ReportConfig(latents=3, contexts=2),
     }
     return StudyConfig(**settings | changes)
+
+
+def trained_config(**changes):
+    """Four seeds trained for long enough that a third of the latents is stable and a third is not: three seconds."""
+    from saekern.pipeline.config import StabilityConfig
+    from saekern.training import TrainConfig
+
+    settings = {
+        "seeds": 4,
+        "train": TrainConfig(rows=40_960, batch_size=128, lr=3e-3, checkpoint_every=1000, log_every=100),
+        "stability": StabilityConfig(assignment_seeds=2, null_seeds=2),
+    }
+    return small_config(**settings | changes)

@@ -1,0 +1,34 @@
+"""The experiments of a study: settings, and how each asks the laboratory.
+
+An experiment is one file here, its function in `saekern.stability`, and its section in `saekern.report.sections`, all
+of one name. It is also a stage: `saekern study --only masking`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from saekern.pipeline.experiments import masking
+
+if TYPE_CHECKING:
+    from saekern.pipeline.lab import Lab
+
+
+class Experiment(NamedTuple):
+    """How a study runs one."""
+
+    run: "Callable[[Lab, Any, Path], dict[str, Any]]"
+    """Gets the laboratory, its settings, and a folder that outlives a kill, for what is worth keeping. Returns what it
+    found as plain JSON values: `results/<name>.json`; {"skipped": why} where there is nothing to measure."""
+    needs: tuple[str, ...] = ()
+    """What it cannot do without: "rows" (activations), "text" (their tokens), "training" (by the study)."""
+    variants: bool = False
+    """Whether it reads the study's variants."""
+    config: tuple[str, ...] = ()
+    """Settings of the study, such as "train", that its result depends on beside those of the steps that it reads."""
+
+
+# In the order in which they run.
+EXPERIMENTS = {
+    "masking": Experiment(masking.run, needs=("rows",)),
+}

@@ -1,0 +1,24 @@
+"""A section of the report for each experiment: from its results to words, tables and pictures."""
+
+from saekern.report.results import Results
+from saekern.report.section import Section
+from saekern.report.sections import masking
+
+# Experiment -> its module, in the order of the page. Each has a TITLE and `section(found, results)`.
+SECTIONS = {
+    "masking": masking,
+}
+
+
+def sections(results: Results) -> list[Section]:
+    """Those of the experiments that the study has run."""
+    made = []
+    for name, module in SECTIONS.items():
+        found = results.experiments.get(name)
+        if found is None:
+            continue
+        if "skipped" in found:
+            made.append(Section(name, module.TITLE, f"Not measured: {found['skipped']}."))
+        else:
+            made.append(module.section(found, results))
+    return made
