@@ -6,7 +6,8 @@ import json
 import pytest
 
 from saekern.cli.options import descriptions
-from saekern.pipeline.config import PRESETS, ActivationsConfig, StudyConfig, preset
+from saekern.pipeline.config import ActivationsConfig, StudyConfig
+from saekern.pipeline.presets import PRESETS, preset
 from saekern.training import TrainConfig
 
 
