@@ -96,7 +96,9 @@ def match_all(
     """The matching of every pair of dictionaries, in both directions, streamed to the folder `store`.
 
     Can be killed at any moment: a pair's file appears whole or not at all, and a second call with the same dictionaries
-    computes only the pairs that are missing, damaged, or made from other inputs (compared by hash).
+    computes only the pairs that are missing, damaged, or made from other inputs (compared by hash). Dictionaries may be
+    added anywhere and taken out: the pairs of the others keep their files, under new names. Where two change places,
+    theirs is computed anew.
     Memory: two dictionaries and one pair; an assignment takes what `match` does beside them, lists of 50 to 256
     candidates a latent, and never a matrix [F, F]. For nearest partners dictionaries that lie on a GPU, in a list or
     one [S, F, D], are prepared there once each: half as much memory again. Results are on the host; with `store=None`
@@ -130,12 +132,12 @@ def match_all(
         folder = Path(store)
         folder.mkdir(parents=True, exist_ok=True)
         key = {(i, j): disk.pair_key(method, pairs.keys[i], pairs.keys[j]) for i, j in pairs.positions()}
-        missing = [position for position in key if not disk.has_pair(folder, *position, key[position])]
+        # First, so that a store whose dictionaries changed never mixes old pairs with the new: readers compare keys.
+        disk.write_manifest(folder, method, labels, pairs.sizes, pairs.keys)
+        missing = disk.missing_pairs(folder, key)
         if len(missing) < len(key):
             log.info("%s: %d of %d pairs are already there", folder, len(key) - len(missing), len(key))
             bar.update(len(key) - len(missing))
-        # First, so that a store whose dictionaries changed never mixes old pairs with the new: readers compare keys.
-        disk.write_manifest(folder, method, labels, pairs.sizes, pairs.keys)
         for pair in pairs.compute(missing):
             disk.write_pair(folder, pair, pairs.live(pair.i), pairs.live(pair.j), key[pair.i, pair.j])
             bar.update()

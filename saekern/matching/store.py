@@ -2,12 +2,15 @@
 
 <folder>/manifest.json            format, version, method, seeds, sizes, one key a dictionary
 <folder>/000-001.safetensors      a_index, a_cosine, a_live, b_index, b_cosine, b_live; a is run 0, b is run 1
+
+A file is named by the positions of its runs and knows by its key which dictionaries it is of, so that runs which move,
+because others were put between them or taken out, take their files along.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -151,16 +154,40 @@ def write_pair(folder: Path, pair: Pair, live_a: Tensor, live_b: Tensor, key: st
     write_atomic(pair_path(folder, pair.i, pair.j), data)
 
 
-def has_pair(folder: Path, i: int, j: int, key: str) -> bool:
-    """Whether the pair's file is there, whole, and made from the same inputs. Reads the header only."""
-    path = pair_path(folder, i, j)
+def key_of(path: Path) -> str | None:
+    """The key in the header of a pair's file, if it is there and whole."""
     if not path.exists():
-        return False
+        return None
     try:
         with safetensors.safe_open(path, "pt") as file:  # checks the file's length against its header
-            return (file.metadata() or {}).get("key") == key
+            return (file.metadata() or {}).get("key")
     except safetensors.SafetensorError:
-        return False
+        return None
+
+
+def missing_pairs(folder: Path, keys: Mapping[tuple[int, int], str]) -> list[tuple[int, int]]:
+    """Positions (i, j) whose pair, named by its key, is not in the folder. Reads headers only.
+
+    A pair that lies under other positions is renamed, in two steps so that files may change places: `<key>.moving`
+    first, then its new name. A kill between the two leaves files of the first kind, which the next call finds.
+    Pairs in the opposite order of their dictionaries are not looked for: their cosines may differ in the last bit.
+    """
+    absent = {keys[at]: at for at in keys if key_of(pair_path(folder, *at)) != keys[at]}
+    settled = {pair_path(folder, *at) for at in keys.keys() - set(absent.values())}
+    strays = sorted(folder.glob("*.moving"))
+    found: dict[str, Path] = {}
+    if absent:
+        for path in (*strays, *sorted(folder.glob("*-*.safetensors"))):
+            key = None if path in settled else key_of(path)
+            if key in absent:
+                found.setdefault(key, path)
+    for key, path in found.items():
+        os.replace(path, folder / f"{key}.moving")
+    for key in found:
+        os.replace(folder / f"{key}.moving", pair_path(folder, *absent[key]))
+    for path in strays:
+        path.unlink(missing_ok=True)
+    return [at for at in keys if key_of(pair_path(folder, *at)) != keys[at]] if absent else []
 
 
 def read_pair(folder: Path, i: int, j: int, key: str) -> tuple[Pair, Tensor, Tensor]:

@@ -99,6 +99,62 @@ def test_only_what_is_missing_damaged_or_changed_is_computed(tmp_path, monkeypat
     assert len(done) == 8 + 4
 
 
+@pytest.mark.parametrize("method", ["nearest", "assignment"])
+def test_a_run_put_between_or_taken_out_costs_its_own_pairs(tmp_path, monkeypatch, method):
+    """Appended, inserted, removed, and two that change places; every time the store is that of a fresh call, byte for
+    byte. Planted: files renamed one after the other, over one another; caught."""
+    a, b, c, d = dictionaries()
+    e = torch.randn(23, 12, generator=torch.Generator().manual_seed(6))
+    done = count_pairs(monkeypatch)
+    orders = [
+        ([a, b, c], 3),
+        ([a, b, c, d], 3),
+        ([a, e, b, c, d], 4),
+        ([e, b, c, d], 0),
+        ([e, b, d], 0),
+        ([b, e, d], 1),  # b before e is another pair than e before b
+        ([b, e, d, c], 3),  # c's were overwritten
+        ([b, b, e], 2),  # a file cannot lie in two places
+    ]
+    for number, (runs, computed) in enumerate(orders):
+        done.clear()
+        match_all(runs, method, tmp_path / "grown", progress=False)
+        assert len(done) == computed, number
+        match_all(runs, method, tmp_path / str(number), progress=False)
+        for path in (tmp_path / str(number)).iterdir():
+            assert (tmp_path / "grown" / path.name).read_bytes() == path.read_bytes(), (number, path.name)
+
+
+def test_killed_while_renaming(tmp_path, monkeypatch):
+    """Between any two renames. Planted: `.moving` files not looked for; caught."""
+    runs = dictionaries()
+    match_all(runs, store=tmp_path / "new", progress=False)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    replace = os.replace
+    done = count_pairs(monkeypatch)
+    for limit in range(6):
+        folder = tmp_path / str(limit)
+        match_all(runs[1:] + runs[:1], store=folder, progress=False)
+        renamed = []
+
+        def dying(source, target, renamed=renamed, limit=limit):
+            if str(source).endswith(".tmp"):
+                return replace(source, target)
+            if len(renamed) == limit:
+                raise KeyboardInterrupt
+            renamed.append(source)
+            return replace(source, target)
+
+        done.clear()
+        monkeypatch.setattr(os, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            match_all(runs, store=folder, progress=False)
+        monkeypatch.setattr(os, "replace", replace)
+        match_all(runs, store=folder, progress=False)
+        assert len(done) == 3  # those of the run that came from the end to the front
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_assignments_in_memory_and_in_a_store(tmp_path, monkeypatch):
     """Optimal by scipy, the same from either side, and resumed without computing what is there. Planted: b's
     latents that are set aside given away all the same; caught."""
