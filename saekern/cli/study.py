@@ -8,6 +8,7 @@ from saekern.pipeline import PRESETS, StudyConfig, plan, preset, study
 from saekern.pipeline.config import read_values
 from saekern.pipeline.stages import STAGES
 from saekern.report import verdicts
+from saekern.report.given import stability_lines
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +39,11 @@ def summarise(done) -> None:
     """The verdicts, if the study has come that far, and where the report is."""
     if done.report.exists():
         results = done.results()
-        for line in verdicts(results.evaluation):
+        for line in verdicts(results.evaluation) if results.evaluation else ():
             word = {True: "met", False: "MISSED", None: "not measured"}[line.passed]
             print(f"{line.name}: {word}. {line.sentence}")
+        if results.saes:
+            print(*stability_lines(results.stability, rows=done.config.has_rows), sep="\n")
         print(f"report: {done.report}")
     elif not done.ran:
         print("nothing to do")

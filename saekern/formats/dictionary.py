@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from saekern.formats.registry import load
+from saekern.formats.source import safetensors_shapes
 
-DECODER = "W_dec"
+DECODER, ENCODER = "W_dec", "W_enc"
+READERS = (".npy", ".safetensors")  # of arrays
 
 
 def read_dictionary(path: str | os.PathLike, tensor: str | None = None, transpose: bool = False) -> Tensor:
@@ -33,16 +35,38 @@ def read_dictionary(path: str | os.PathLike, tensor: str | None = None, transpos
             the message lists those that there are.
     """
     path = Path(path)
-    readers = {".npy": _read_npy, ".safetensors": lambda path: _read_safetensors(path, tensor)}
-    if path.is_dir() or path.suffix not in readers:
+    if path.is_dir() or path.suffix not in READERS:
         return load(path).dictionary.detach()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an SAE, a .npy or a .safetensors file")
-    rows = readers[path.suffix](path)
+    rows = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path, tensor)
     if rows.dim() != 2 or not rows.is_floating_point():
         got = f"{rows.dtype} {list(rows.shape)}"
         raise ValueError(f"{path}: expected a matrix [F, D] of floating-point numbers, got {got}")
     return rows.T if transpose else rows
+
+
+def read_encoder(path: str | os.PathLike) -> Tensor | None:
+    """The encoder [F, D], a latent a row as in `read_dictionary`, of an SAE, or of a safetensors file with W_enc beside
+    W_dec; None where there is none: an architecture without W_enc, an array alone.
+
+    The file's W_enc may be [F, D] or [D, F]; W_dec's shape tells which. For F = D it cannot, and the answer is None.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_dictionary`.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix not in READERS:
+        weight = getattr(load(path), ENCODER, None)
+        return None if weight is None else weight.detach().T
+    if path.suffix == ".npy":
+        return None
+    decoder, names = read_dictionary(path), safetensors_shapes(path)
+    if ENCODER not in names or DECODER not in names or decoder.shape[0] == decoder.shape[1]:
+        return None
+    rows = _read_safetensors(path, ENCODER)
+    rows = rows if rows.shape == decoder.shape else rows.T
+    return rows if rows.shape == decoder.shape and rows.is_floating_point() else None
 
 
 def _read_npy(path: Path) -> Tensor:

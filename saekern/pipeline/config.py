@@ -21,8 +21,9 @@ class ActivationsConfig:
     cache: str | None = None
     """An activation cache that exists already. It replaces harvesting, and with it text snippets and cross-entropy."""
 
-    model: str = "tiny"
-    """"tiny" (ships with the package) or a model name that TransformerLens knows."""
+    model: str | None = "tiny"
+    """"tiny" (ships with the package) or a model name that TransformerLens knows; null, for SAEs that exist already:
+    there are no rows, and dictionaries alone are studied."""
 
     hook: str = "blocks.1.hook_resid_post"
     """Hook point whose activations are the rows."""
@@ -49,10 +50,10 @@ class ActivationsConfig:
     """Which sequences are drawn from the source files."""
 
     def __post_init__(self) -> None:
-        require(bool(self.model), "activations.model", "a model name", self.model)
+        require(self.model != "", "activations.model", "a model name or null", self.model)
         for name in ("context", "sequences", "heldout_sequences", "batch"):
             require(getattr(self, name) >= 1, f"activations.{name}", "at least 1", getattr(self, name))
-        if self.cache is None and self.tokens is None and self.model != "tiny":
+        if self.cache is None and self.tokens is None and self.model not in ("tiny", None):
             raise ValueError(
                 f"activations.tokens: expected an .npy file of token ids for model {self.model!r}, got none "
                 "(only the model 'tiny' reads Python's source files as bytes)"
@@ -185,8 +186,11 @@ class VariantConfig:
 class StudyConfig:
     """Settings of `saekern.study`."""
 
+    saes: tuple[str, ...] = ()
+    """SAEs that exist already, in any known format, or files that hold a dictionary [F, D] alone: nothing is trained."""
+
     seeds: int = 8
-    """S, SAEs to train."""
+    """S, SAEs to train; of `saes` their number, whatever stands here."""
 
     first_seed: int = 0
     """init_seed of the first SAE; the others count up from it."""
@@ -223,11 +227,26 @@ class StudyConfig:
     """The page."""
 
     def __post_init__(self) -> None:
+        if self.saes:
+            require(len(self.saes) >= 2, "saes", "at least two SAEs", len(self.saes))
+            require(len(set(self.saes)) == len(self.saes), "saes", "every SAE once", list(self.saes))
+            object.__setattr__(self, "seeds", len(self.saes))
+        if not self.has_rows:
+            none = "activations.model: null, for no rows, is for a study of `saes`"
+            if not self.saes:
+                raise ValueError(f"{none}; training needs a model or activations.cache")
+            if self.variants:
+                raise ValueError(f"{none} alone; variants are trained, on a model's or a cache's rows")
         require(self.seeds >= 2, "seeds", "at least 2 (stability compares seeds)", self.seeds)
         require(self.vary in ("init", "init+data"), "vary", '"init" or "init+data"', self.vary)
         parse_device(self.device)
         names = [variant.name for variant in self.variants]
         require(len(set(names)) == len(names), "variants", "different names", sorted(names))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there are activations, and not dictionaries alone."""
+        return self.activations.cache is not None or self.activations.model is not None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` is the inverse."""

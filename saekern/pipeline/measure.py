@@ -12,7 +12,8 @@ from torch import Tensor
 
 from saekern import evaluation, matching, stability
 from saekern.matching import PairStore
-from saekern.pipeline.sources import Sources
+from saekern.pipeline import existing
+from saekern.pipeline.sources import Part, Sources
 from saekern.pipeline.steps import write_json
 from saekern.sae import load
 from saekern.stability.lazy import Lazy
@@ -24,8 +25,9 @@ HISTOGRAM_BINS = 200
 def baseline(sources: Sources, work: Path) -> None:
     """What does not depend on the seed: PCA's EV, and the cross-entropy untouched and with the activation at zero."""
     config, rows = sources.config, sources.evaluated()
-    result: dict[str, Any] = {"rows": len(rows), "k": config.sae.k}
-    result["pca_ev"] = float(evaluation.pca_explained_variance(rows, config.sae.k))
+    k = _given_k(sources) if config.saes else config.sae.k
+    result: dict[str, Any] = {"rows": len(rows), "k": k}
+    result["pca_ev"] = float(evaluation.pca_explained_variance(rows, k))
     if has_cross_entropy(sources):
         tokens = sources.sequences("heldout")[: config.evaluation.ce_sequences]
         result["ce_tokens"] = tokens[:, 1:].numel()
@@ -34,16 +36,27 @@ def baseline(sources: Sources, work: Path) -> None:
     write_json(work / "baseline.json", result)
 
 
+def _given_k(sources: Sources) -> int:
+    """Of SAEs that exist already: how many latents are active in the first one, on the first 4096 rows."""
+    rows = sources.evaluated()
+    few = Part(rows, 0, min(4096, len(rows)))
+    return min(rows.width, max(1, round(evaluation.measure(sources.sae(0), few).l0)))
+
+
 def evaluate(sources: Sources, index: int, work: Path) -> None:
     """EV, L0, firing counts and cross-entropy of one seed."""
     config, rows = sources.config, sources.evaluated()
     sae = sources.sae(index)
+    width = sae.dictionary.shape[1]
+    if width != rows.width:
+        raise ValueError(
+            f"saes: {config.saes[index]} reads activations of width {width}, the rows have {rows.width}; "
+            "activations.model null studies dictionaries alone"
+        )
     metrics = evaluation.measure(sae, rows)
-    result: dict[str, Any] = {
-        "seed": index,
-        "init_seed": config.first_seed + index,
-        "data_seed": data_seed(config, index),
-    }
+    result: dict[str, Any] = {"seed": index}
+    if not config.saes:
+        result |= {"init_seed": config.first_seed + index, "data_seed": data_seed(config, index)}
     result["ev"], result["l0"] = metrics.explained_variance, metrics.l0
     result["dead"] = float((metrics.counts < config.stability.min_firings).double().mean())
     if has_cross_entropy(sources):
@@ -62,7 +75,7 @@ def run_settings(train: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_cross_entropy(sources: Sources) -> bool:
-    return not sources.external and sources.config.evaluation.ce_sequences > 0
+    return sources.config.has_rows and not sources.external and sources.config.evaluation.ce_sequences > 0
 
 
 def cross_entropy(sources: Sources, sae: Any) -> float:
@@ -80,20 +93,31 @@ def firing_counts(sources: Sources) -> list[Tensor]:
 
 
 def dead_masks(sources: Sources) -> list[Tensor]:
+    """[F] bool for each seed; without rows only latents of no direction are known to be dead."""
+    if not sources.config.has_rows:
+        return [existing.zero_rows(rows) for rows in sources.dictionaries]
     return [counts < sources.config.stability.min_firings for counts in firing_counts(sources)]
 
 
 def match_pairs(sources: Sources, progress: bool) -> None:
     """All pairs by nearest neighbour, and the pairs of the first seeds by assignment as well. Resumes by itself."""
     config, dead = sources.config, dead_masks(sources)
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    first = 0 if config.saes else config.first_seed
+    seeds = range(first, first + config.seeds)
     store = sources.folder / "pairs"
     matching.match_all(sources.dictionaries, "nearest", store, progress, dead=dead, seeds=seeds)
     few = assigned_seeds(config)
+    of = {"dead": dead[:few], "seeds": seeds[:few]}
     if few:
-        matching.match_all(
-            sources.dictionaries[:few], "assignment", store / "assignment", progress, dead=dead[:few], seeds=seeds[:few]
-        )
+        matching.match_all(sources.dictionaries[:few], "assignment", store / "assignment", progress, **of)
+    if strict_seeds(sources):
+        matching.match_all(sources.encoders[:few], "assignment", store / "encoders", progress, **of)
+
+
+def strict_seeds(sources: Sources) -> int:
+    """SAEs, the first ones, whose encoders are matched as well: given ones that have them."""
+    few = assigned_seeds(sources.config)
+    return few if sources.config.saes and all(one["encoder"] for one in sources.described()[:few]) else 0
 
 
 def assigned_seeds(config: Any) -> int:
@@ -105,7 +129,7 @@ def stabilities(sources: Sources, work: Path) -> None:
     """Stability raw and centred, its nulls, distances at the start and the end, IoU: every number of the report."""
     config, settings = sources.config, sources.config.stability
     limits: dict[str, Any] = {"threshold": settings.threshold, "epsilon": settings.epsilon}
-    dead, counts = dead_masks(sources), firing_counts(sources)
+    dead = dead_masks(sources)
     live = [~mask for mask in dead]
     store = PairStore.open(sources.folder / "pairs")
     distances = _distances(sources, dead)
@@ -120,17 +144,21 @@ def stabilities(sources: Sources, work: Path) -> None:
     agreement = stability.pair_agreement(store, settings.threshold)
     summary = {
         "seeds": config.seeds,
-        "latents": config.sae.d_sae,
-        "varied": config.vary,
+        "latents": max(raw.sizes),
+        "sizes": raw.sizes,
+        "varied": "unknown" if config.saes else config.vary,
         "threshold": settings.threshold,
         "epsilon": settings.epsilon,
         "vacuous": raw.vacuous,
         "raw": raw.to_json(),
         "centred": centred.to_json(),
+        "intervals": stability.share_intervals(store, **limits).to_json(),
         "null": {"random": random.to_json(), "rotated": rotated.to_json()},
+        "excess": _excess(raw, (random, rotated)),
         "agreement": agreement.to_json(),
         "distance": {kind: distance.to_json() for kind, distance in distances.items()},
         "iou": _iou(sources, dead, limits["threshold"]),
+        "strict": _strict(sources, limits["threshold"]),
         "mean_atom_norm": float(mean.norm()),
     }
     cosines, edges = raw.cosines.coarse(HISTOGRAM_BINS)
@@ -143,7 +171,6 @@ def stabilities(sources: Sources, work: Path) -> None:
         "unstable": raw.unstable,
         "lower": raw.lower,
         "upper": raw.upper,
-        "firing": torch.stack(counts).double() / len(sources.evaluated()),
         "histogram_edges": edges,
         "cosine_histogram": cosines,
         "null_histogram": random.cosines.coarse(HISTOGRAM_BINS)[0],
@@ -151,9 +178,19 @@ def stabilities(sources: Sources, work: Path) -> None:
         "pair_matched": agreement.match_rate,
         "pair_cosine": agreement.mean_cosine,
     }
+    if config.has_rows:
+        rates = [counts.double() / len(sources.evaluated()) for counts in firing_counts(sources)]
+        arrays["firing"] = torch.nn.utils.rnn.pad_sequence(rates, batch_first=True)
     save_file({name: tensor.contiguous() for name, tensor in arrays.items()}, work / "stability.safetensors")
     write_json(work / "stability.json", finite(summary))
-    write_json(work / "evaluation.json", _evaluation_table(sources))
+    write_json(work / "evaluation.json", _evaluation_table(sources) if config.has_rows else None)
+
+
+def _excess(found: stability.FeatureStability, controls: tuple[stability.Control, ...]) -> dict[str, Any]:
+    """By control; none where nothing is live."""
+    if not found.live.any():
+        return {}
+    return {control.kind: stability.null_excess(found, control).to_json() for control in controls}
 
 
 def mean_atom(dictionaries: Any, live: list[Tensor]) -> Tensor:
@@ -174,7 +211,7 @@ def _centred(dictionaries: Any, mean: Tensor) -> Lazy:
 def _distances(sources: Sources, dead: list[Tensor]) -> dict[str, Any]:
     """D(0) and D(end) by assignment between the first seeds, raw and centred (each end on its own mean)."""
     few = assigned_seeds(sources.config)
-    if not few:
+    if not few or sources.config.saes:  # where others started is not known
         return {}
     paths, device = sources.sae_paths(), sources.config.device
     start = Lazy(few, lambda i: load(paths[i], weights=FIRST).dictionary.to(device))
@@ -198,6 +235,14 @@ def _iou(sources: Sources, dead: list[Tensor], threshold: float) -> dict[str, An
     return iou.to_json() | {"pairs_compared": len(assignment), "pw_mcc": stability.pw_mcc(assignment)}
 
 
+def _strict(sources: Sources, threshold: float) -> dict[str, Any] | None:
+    """Encoder and decoder choose the same partner, both closely: of given SAEs that have encoders."""
+    if not strict_seeds(sources):
+        return None
+    decoder, encoder = (PairStore.open(sources.folder / "pairs" / name) for name in ("assignment", "encoders"))
+    return stability.shared_latents(encoder, decoder, threshold).to_json() | {"pairs_compared": len(decoder)}
+
+
 def _evaluation_table(sources: Sources) -> dict[str, Any]:
     """The baseline and one line a seed. Recovered = (CE_zero − CE_sae) / (CE_zero − CE_clean)."""
     results = sources.folder / "results"
@@ -215,7 +260,8 @@ def latents(sources: Sources, work: Path) -> None:
 
     One seed, because a stable latent is in all of them. Order: p, then the mean cosine with the best partners."""
     config, shown = sources.config, sources.config.report
-    if sources.external or getattr(sources.heldout, "tokens", None) is None or shown.latents == 0:
+    without = not config.has_rows or sources.external
+    if without or getattr(sources.heldout, "tokens", None) is None or shown.latents == 0:
         write_json(work / "latents.json", [])
         return
     arrays = load_file(sources.folder / "results" / "stability.safetensors")

@@ -40,10 +40,12 @@ def match_study(
         config = dataclasses.replace(config, device="cpu")  # a study that was brought here from elsewhere
     with folder.locked():
         for i in range(config.seeds):
-            for step in (f"train/{i:03d}", f"evaluate/{i:03d}"):
+            looked = f"saes/{i:03d}" if config.saes else f"train/{i:03d}"
+            for step in (looked, f"evaluate/{i:03d}") if config.has_rows else (looked,):
                 if folder.fingerprint(step) is None:
                     raise ValueError(f"{folder.path}: {step} is not complete; `saekern study` completes it")
         sources = Sources(config, folder.path)
-        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        first = 0 if config.saes else config.first_seed
+        seeds = range(first, first + config.seeds)
         target = Path(store) if store is not None else folder.path / f"pairs-{method}"
         return match_all(sources.dictionaries, method, target, progress, dead=dead_masks(sources), seeds=seeds)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from saekern.pipeline.config import SAEConfig, StudyConfig
+from saekern.pipeline.existing import dictionary
 from saekern.pipeline.stages import STAGES, steps
 from saekern.pipeline.steps import StudyFolder
 
@@ -45,13 +46,14 @@ def plan(config: StudyConfig, out: str | os.PathLike) -> list[Planned]:
         reason = folder.due(step) or (f"reads {before[0]}, which runs first" if before else None)
         if reason is not None:
             pending[step.name] = reason
-    speed = gemm_speed(_width(config), config.sae.d_sae)
+    width, latents = _shape(config)
+    speed = gemm_speed(width, latents)
     result = []
     for stage in STAGES:
         members = [step.name for step in work if step.stage == stage]
         due = [name for name in members if name in pending]
         why = pending[due[0]] if due else "complete"
-        rows, flops, traffic, size = _cost(config, stage, due)
+        rows, flops, traffic, size = _cost(config, stage, due, width, latents)
         seconds = flops / speed + traffic / 5e9  # bytes/s that one or two cores stream, order of magnitude
         result.append(Planned(stage, len(due), len(members), why, rows, flops, seconds, size))
     return result
@@ -69,6 +71,14 @@ def gemm_speed(width: int, latents: int) -> float:
     return 2 * 1024 * width * columns / best
 
 
+def _shape(config: StudyConfig) -> tuple[int, int]:
+    """D and F."""
+    if config.saes:
+        latents, width = dictionary(config.saes[0]).shape
+        return width, latents
+    return _width(config), config.sae.d_sae
+
+
 def _width(config: StudyConfig) -> int:
     if config.activations.cache is not None:
         from saekern.activations import open_cache
@@ -77,9 +87,9 @@ def _width(config: StudyConfig) -> int:
     return 128 if config.activations.model == "tiny" else 768  # before the model is loaded; 768 is GPT-2's
 
 
-def _cost(config: StudyConfig, stage: str, due: list[str]) -> tuple[int, float, float, int]:
+def _cost(config: StudyConfig, stage: str, due: list[str], width: int, latents: int) -> tuple[int, float, float, int]:
     """rows, flops, bytes of memory traffic, bytes on disk."""
-    width, latents, seeds = _width(config), config.sae.d_sae, config.seeds
+    seeds = config.seeds
     source, few = config.activations, min(config.stability.assignment_seeds, config.seeds)
     held = source.heldout_sequences * source.context
     if stage == "harvest":

@@ -1,13 +1,14 @@
 """Run what is due."""
 
+import dataclasses
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import saekern.sae
 from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.sources import Sources
 from saekern.pipeline.stages import STAGES, steps
 from saekern.pipeline.steps import Step, StudyFolder
 from saekern.report import Results, load
@@ -37,12 +38,13 @@ class Study:
         return load(self.path)
 
     def sae(self, index: int) -> Any:
-        """The trained SAE of one seed."""
-        return saekern.sae.load(self.path / "seeds" / f"{index:03d}")
+        """The SAE of one seed, or the given one."""
+        return Sources(dataclasses.replace(self.config, device="cpu"), self.path).sae(index)
 
 
 def study(config: StudyConfig, out: str | os.PathLike, only: str | None = None, progress: bool = True) -> Study:
     """Harvest → train S seeds → evaluate → match all pairs → stability → latents → report, in the folder `out`.
+    With `config.saes` nothing is trained, and without rows nothing harvested or evaluated either.
 
     A step is skipped when it is complete and neither its settings nor what it reads has changed (compared by hash). A
     kill at any moment costs at most the work since the last checkpoint: the same call continues. What a changed step
@@ -51,8 +53,8 @@ def study(config: StudyConfig, out: str | os.PathLike, only: str | None = None, 
     Args:
         config: the settings; `saekern.StudyConfig.read(path)` reads JSON.
         out: the study's folder, made if missing.
-        only: run one stage of harvest, train, evaluate, match, stability, latents, report, if it is due. The stages it
-            reads must be complete.
+        only: run one stage of harvest, saes, train, evaluate, match, stability, latents, report, if it is due. The
+            stages it reads must be complete.
         progress: progress bars.
 
     Raises:

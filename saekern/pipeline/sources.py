@@ -1,5 +1,6 @@
 """What a study reads from: token sequences, the model, activation caches, the trained SAEs."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import saekern.sae
 from saekern import activations
+from saekern.pipeline import existing
 from saekern.pipeline.config import StudyConfig
 from saekern.stability.lazy import Lazy
 
@@ -50,7 +52,8 @@ class Sources:
 
     @cached_property
     def rows(self) -> Any:
-        """What training sees: an outside cache keeps its last rows for the evaluation."""
+        """What training sees: an outside cache keeps its last rows for the evaluation, half of them where nothing is
+        trained."""
         return Part(self.cache, 0, len(self.cache) - self._kept) if self.external else self.cache
 
     @cached_property
@@ -61,7 +64,7 @@ class Sources:
 
     @property
     def _kept(self) -> int:
-        return min(self.config.evaluation.rows, len(self.cache) // 10)
+        return min(self.config.evaluation.rows, len(self.cache) // (2 if self.config.saes else 10))
 
     def evaluated(self) -> Any:
         """The held-out rows that the figures use."""
@@ -70,6 +73,8 @@ class Sources:
     @cached_property
     def model(self) -> Any:
         name = self.config.activations.model
+        if name is None:
+            raise ValueError("activations.model: there is none, and no rows without a cache")
         return activations.tiny_model() if name == "tiny" else activations.load_model(name, self.config.device)
 
     def sequences(self, split: str) -> Tensor:
@@ -89,12 +94,29 @@ class Sources:
         return torch.from_numpy(np.asarray(chosen, dtype=np.int64))
 
     def sae_paths(self) -> list[Path]:
+        """Where the trained SAEs are."""
         return [self.folder / "seeds" / f"{i:03d}" for i in range(self.config.seeds)]
 
     def sae(self, i: int) -> Any:
+        """The trained SAE of a seed, or the given one."""
+        if self.config.saes:
+            return existing.sae(self.config.saes[i], self.config.device)
         return saekern.sae.load(self.sae_paths()[i], device=self.config.device)
 
     @cached_property
     def dictionaries(self) -> Lazy:
-        """The decoders [F, D] of the trained SAEs, each read when asked for."""
+        """The decoders [F, D] of the SAEs, each read when asked for."""
+        paths = self.config.saes
+        if paths:
+            return Lazy(len(paths), lambda i: existing.dictionary(paths[i], self.config.device))
         return Lazy(self.config.seeds, lambda i: self.sae(i).dictionary.detach())
+
+    @property
+    def encoders(self) -> Lazy:
+        """The encoders [F, D] of SAEs that exist already."""
+        return Lazy(self.config.seeds, lambda i: existing.encoder(self.config.saes[i], self.config.device))
+
+    def described(self) -> list[dict[str, Any]]:
+        """What the step of each given SAE found in its files."""
+        files = [self.folder / "checkpoints" / f"{i:03d}.json" for i in range(len(self.config.saes))]
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]

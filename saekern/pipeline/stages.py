@@ -5,6 +5,7 @@ import platform
 import shutil
 import time
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 import saekern.report
 from saekern import activations, training
-from saekern.pipeline import measure
+from saekern.pipeline import existing, measure
 from saekern.pipeline.architectures import describe, make_sae
 from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.experiments import EXPERIMENTS
@@ -23,7 +24,7 @@ from saekern.pipeline.steps import Step, StudyFolder, write_json
 from saekern.pipeline.variants import variant_steps
 from saekern.version import __version__
 
-STAGES = ("harvest", "train", "evaluate", "match", "stability", "latents", "variants", *EXPERIMENTS, "report")
+STAGES = ("harvest", "saes", "train", "evaluate", "match", "stability", "latents", "variants", *EXPERIMENTS, "report")
 
 
 def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step]:
@@ -31,16 +32,19 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     sources = Sources(config, folder.path)
     plain = config.to_json()
     external = sources.cache.fingerprint if sources.external else None
-    made = [_harvest(sources, plain, split, progress) for split in ("train", "heldout")] if external is None else []
+    made = [_harvest(sources, plain, split, progress) for split in _splits(config)]
     rows = {"train": tuple(s.name for s in made if s.name == "harvest/train"), "heldout": tuple(s.name for s in made)}
     seeds = [f"{i:03d}" for i in range(config.seeds)]
-    trained = tuple(f"train/{name}" for name in seeds)
-    evaluated = tuple(f"evaluate/{name}" for name in seeds)
+    given = existing.sae_steps(config.saes, folder.path)
+    trained = tuple(step.name for step in given) or tuple(f"train/{name}" for name in seeds)
+    evaluated = tuple(f"evaluate/{name}" for name in seeds) if config.has_rows else ()
+    baseline = ("evaluate/baseline",) if config.has_rows else ()
     device = {"device": config.device.split(":")[0]}  # one GPU of a kind computes the same bits as another
     judged = {"stability": plain["stability"], "evaluation": plain["evaluation"], **device}
     masks = {"min_firings": config.stability.min_firings, "assignment_seeds": config.stability.assignment_seeds}
 
-    for i, name in enumerate(seeds):
+    made += given
+    for i, name in enumerate(seeds if not given else ()):
         made.append(
             Step(
                 name=f"train/{name}",
@@ -52,22 +56,23 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
             )
         )
     evaluation = {"evaluation": plain["evaluation"], "k": config.sae.k, "hook": config.activations.hook}
-    made.append(
-        Step(
-            name="evaluate/baseline",
-            settings=evaluation,
-            reads=rows["heldout"],
-            outputs=("results/baseline.json",),
-            run=lambda work: measure.baseline(sources, work),
-            external=external,
+    for name in baseline:
+        made.append(
+            Step(
+                name=name,
+                settings=evaluation,
+                reads=(*rows["heldout"], *trained[:1]) if given else rows["heldout"],
+                outputs=("results/baseline.json",),
+                run=lambda work: measure.baseline(sources, work),
+                external=external,
+            )
         )
-    )
-    for i, name in enumerate(seeds):
+    for i, name in enumerate(seeds if config.has_rows else ()):
         made.append(
             Step(
                 name=f"evaluate/{name}",
                 settings=evaluation | {"min_firings": config.stability.min_firings, **device},
-                reads=(*rows["heldout"], f"train/{name}"),
+                reads=(*rows["heldout"], trained[i]),
                 outputs=(f"results/seeds/{name}.json", f"results/seeds/{name}.safetensors"),
                 run=partial(measure.evaluate, sources, i),
                 external=external,
@@ -86,7 +91,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
         Step(
             name="stability",
             settings=judged | {"vary": config.vary},
-            reads=("match", "evaluate/baseline", *evaluated, *trained),
+            reads=("match", *baseline, *evaluated, *trained),
             outputs=("results/stability.json", "results/stability.safetensors", "results/evaluation.json"),
             run=lambda work: measure.stabilities(sources, work),
         )
@@ -95,7 +100,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
         Step(
             name="latents",
             settings={name: plain["report"][name] for name in ("latents", "contexts", "before", "after")} | device,
-            reads=(*rows["heldout"], "stability", "match", "train/000"),
+            reads=(*rows["heldout"], "stability", "match", trained[0]),
             outputs=("results/latents.json",),
             run=lambda work: measure.latents(sources, work),
             external=external,
@@ -159,14 +164,18 @@ def _experiments(
 ) -> list[Step]:
     """One step an experiment. Each reads all of the trained seeds and the data."""
     lab, config = Lab(sources), sources.config
-    lacking = ["text"] if sources.external and getattr(sources.cache, "tokens", None) is None else []
+    lacking = {
+        "rows": "there are no rows (activations.model is null)" if not config.has_rows else "",
+        "text": _without_text(sources),
+        "training": "the SAEs are given (`saes`)" if config.saes else "",
+    }
     steps = []
     for name, experiment in EXPERIMENTS.items():
         if name not in config.experiments.run:
             continue
         for need in experiment.needs:
-            if need in lacking:
-                raise ValueError(f"experiments.run: {name} needs {need}, which {sources.cache.path} does not have")
+            if lacking[need]:
+                raise ValueError(f"experiments.run: {name} needs {need}, but {lacking[need]}")
 
         def run(work: Path, name: str = name, experiment: Any = experiment) -> None:
             found = experiment.run(lab, getattr(config.experiments, name), work)
@@ -184,20 +193,34 @@ def _experiments(
     return steps
 
 
+def _without_text(sources: Sources) -> str:
+    if not sources.config.has_rows:
+        return "there are no rows (activations.model is null)"
+    without = sources.external and getattr(sources.cache, "tokens", None) is None
+    return f"{sources.cache.path} has none" if without else ""
+
+
+def _splits(config: StudyConfig) -> tuple[str, ...]:
+    """What is harvested: nothing that exists or is not wanted, no rows for training where nothing reads them."""
+    if config.activations.cache is not None or not config.has_rows:
+        return ()
+    unread = config.saes and not config.experiments.run and not config.variants
+    return ("heldout",) if unread else ("train", "heldout")
+
+
 def _match(sources: Sources, progress: bool) -> None:
-    store, kept = sources.folder / "pairs", {f"{i:03d}-{j:03d}.safetensors" for i, j in _pairs(sources.config.seeds)}
-    few = {f"{i:03d}-{j:03d}.safetensors" for i, j in _pairs(measure.assigned_seeds(sources.config))}
-    for folder, names in ((store, kept), (store / "assignment", few)):
-        for path in folder.glob("*-*.safetensors"):  # of a study with more seeds
+    if sources.config.saes:
+        existing.check_widths(sources.described(), sources.config.saes)
+    measure.match_pairs(sources, progress)
+    store, few = sources.folder / "pairs", measure.assigned_seeds(sources.config)
+    counts = {store: sources.config.seeds, store / "assignment": few, store / "encoders": measure.strict_seeds(sources)}
+    for folder, count in counts.items():
+        if not count:
+            shutil.rmtree(folder, ignore_errors=True)
+        names = {f"{i:03d}-{j:03d}.safetensors" for i, j in combinations(range(count), 2)}
+        for path in folder.glob("*-*.safetensors"):  # of a study with more seeds; after the pairs that only moved
             if path.name not in names:
                 path.unlink()
-    if not few:
-        shutil.rmtree(store / "assignment", ignore_errors=True)
-    measure.match_pairs(sources, progress)
-
-
-def _pairs(count: int) -> list[tuple[int, int]]:
-    return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 
 def _report(sources: Sources, folder: StudyFolder, work: Path) -> None:
@@ -216,7 +239,9 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
         seconds[stage] = round(seconds.get(stage, 0.0) + record["seconds"], 1)
     source = config.activations
     facts: dict[str, Any] = {}
-    if sources.external:
+    if not config.has_rows:
+        facts["Rows"] = "none: dictionaries alone"
+    elif sources.external:
         facts["Rows from"] = str(source.cache)
     else:
         facts |= {
@@ -224,14 +249,22 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
             "Hook": source.hook,
             "Text": source.tokens or "Python's standard library, as bytes",
         }
-    varied = "initialisation" if config.vary == "init" else "initialisation and order of rows"
-    facts |= {
-        "Rows": f"{len(sources.rows):,} for training, {len(sources.evaluated()):,} held out; D = {sources.rows.width}",
-        "SAE": describe(config.sae),
-        "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
-        "Seeds": f"{config.seeds}, differing in {varied}",
-        "Matching": f"cosine of decoder rows, θ = {config.stability.threshold:g}, ε = {config.stability.epsilon:g}",
-    }
+    given = sources.described()
+    if given:
+        if config.has_rows:
+            facts["Rows"] = f"{len(sources.evaluated()):,}; D = {given[0]['width']}"
+        facts["SAEs"] = f"{len(given)} that existed already, in the order in which they were given"
+    else:
+        varied = "initialisation" if config.vary == "init" else "initialisation and order of rows"
+        held = f"{len(sources.evaluated()):,} held out; D = {sources.rows.width}"
+        facts |= {
+            "Rows": f"{len(sources.rows):,} for training, {held}",
+            "SAE": describe(config.sae),
+            "Training": f"{config.train.rows:,} rows a seed, {config.train.batch_size:,} a step",
+            "Seeds": f"{config.seeds}, differing in {varied}",
+        }
+    limits = config.stability
+    facts["Matching"] = f"cosine of decoder rows, θ = {limits.threshold:g}, ε = {limits.epsilon:g}"
     if config.device != "cpu":
         facts["Device"] = torch.cuda.get_device_name(config.device)
     versions = {"saekern": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
@@ -241,5 +274,6 @@ def run_facts(sources: Sources, folder: StudyFolder) -> dict[str, Any]:
         "facts": facts,
         "versions": versions | {"Python": platform.python_version()},
         "seconds": {name: seconds[name] for name in STAGES if name in seconds},
+        "saes": [{"path": path} | one for path, one in zip(config.saes, given, strict=True)],
         "config": config.to_json(),
     }

@@ -129,7 +129,7 @@ class StudyFolder:
             status = path.stat()
             if status.st_size != entry["size"]:
                 problem = f"{status.st_size} bytes, {entry['size']} when it was written: cut short or altered"
-            elif status.st_mtime_ns != entry["mtime_ns"] and _sha256(path) != entry["sha256"]:
+            elif status.st_mtime_ns != entry["mtime_ns"] and sha256(path) != entry["sha256"]:
                 problem = "not the content that was written: altered"
             else:
                 continue
@@ -242,11 +242,12 @@ def _outputs(path: Path, relative: str) -> dict[str, dict[str, Any]]:
     for member in members:
         name = relative if member == path else f"{relative}/{member.relative_to(path).as_posix()}"
         status = member.stat()
-        entries[name] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _sha256(member)}
+        entries[name] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(member)}
     return entries
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

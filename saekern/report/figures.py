@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 def drawings(results: Results) -> list[Drawing]:
     """The figures of the study itself; those of experiments come with their sections."""
     chosen = FIGURES | (VARIANTS if results.variants else {})
+    if results.evaluation is None:
+        del chosen["frequency"]
+    if results.saes:  # nobody knows where they started
+        del chosen["distance"]
     return [
         Drawing(name, title, width, partial(_alone, make, results)) for name, (title, width, make) in chosen.items()
     ]
@@ -76,9 +80,10 @@ def composition(results: Results, ax: "Axes") -> tuple[str, str]:
         ("dead", ~live, FAINT),
     ]
     seeds = np.arange(len(live))
+    sizes = np.array(results.stability.get("sizes", [live.shape[1]]))  # where they differ, the smaller are padded
     bottom = np.zeros(len(live))
     for label, mask, colour in parts:
-        share = mask.mean(1)
+        share = (mask.sum(1) if label != "dead" else sizes - live.sum(1)) / sizes
         ax.bar(seeds, share, bottom=bottom, width=0.78, color=colour, label=label)
         bottom += share
     ax.set(xlabel="seed as the anchor", ylabel="share of latents", ylim=(0, 1))
@@ -86,9 +91,10 @@ def composition(results: Results, ax: "Axes") -> tuple[str, str]:
         ax.set_xticks(seeds)
     ax.grid(False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=4, columnspacing=1.2, handlelength=1.0)
+    dead = "do not fire on the evaluated rows" if results.evaluation else "are those of no direction, as far as known"
     caption = (
         f"Every seed as the anchor in turn. Stable: p ≥ {1 - epsilon:g}. Unstable: p ≤ {epsilon:g}. Dead latents "
-        "do not fire on the evaluated rows: counted here, left out of the other figures."
+        f"{dead}: counted here, left out of the other figures."
     )
     return caption, "Stacked bars of stable, intermediate, unstable and dead latents for each seed."
 

@@ -8,6 +8,7 @@ from typing import Any
 from saekern.report.document import document
 from saekern.report.drawing import Picture
 from saekern.report.figures import VARIANTS
+from saekern.report.given import NO_ROWS, UNKNOWN, given_saes, strict_sentence
 from saekern.report.pareto import comparison
 from saekern.report.results import Results
 from saekern.report.section import Section, figures_html, section_html
@@ -37,7 +38,7 @@ def page(results: Results, pictures: list[Picture], sections: Sequence[tuple[Sec
             *_found([section for section, _ in sections]),
             _section("Is the dictionary good enough?", _verdicts(results)),
             _section("What was run", _run(results)),
-            _section("Every seed", _seeds(results)),
+            _section("Every SAE" if results.saes else "Every seed", _seeds(results)),
             _section("Stability", _stability(results) + figures_html(of_seeds)),
             *(section_html(section, drawn) for section, drawn in sections),
             _section("Latents", _latents(results)),
@@ -70,9 +71,11 @@ def _lead(results: Results) -> str:
     else:
         found = f"at least {1 - stability['epsilon']:.0%} of the other {others}"
         lost = f"at most {stability['epsilon']:.0%}"
+    whose = "that fire" if results.evaluation else "with a direction (which of them ever fire is not known)"
+    trained = "SAEs" if results.saes else "independently trained seeds"
     return (
-        f'<p class="lead">Of the latents that fire, <b>{_percent(live["stable"])}</b> reappear in {found} '
-        f"independently trained seeds, and <b>{_percent(live['unstable'])}</b> in {lost} of them.</p>"
+        f'<p class="lead">Of the latents {whose}, <b>{_percent(live["stable"])}</b> reappear in {found} '
+        f"{trained}, and <b>{_percent(live['unstable'])}</b> in {lost} of them.</p>"
     )
 
 
@@ -98,6 +101,8 @@ def _tiles(results: Results) -> str:
 def _verdicts(results: Results) -> str:
     kinds = {True: "met", False: "missed", None: "unmeasured"}
     words = {True: "met", False: "missed", None: "not measured"}
+    if results.evaluation is None:
+        return f"<p>Not known. {NO_ROWS}</p>"
     lines = verdicts(results.evaluation)
     items = "".join(
         f'<li class="{kinds[line.passed]}"><strong>{line.name}: {words[line.passed]}.</strong>'
@@ -126,12 +131,15 @@ def _run(results: Results) -> str:
 
 def _seeds(results: Results) -> str:
     evaluation = results.evaluation
+    given = given_saes(results.saes) + f'<p class="note">{UNKNOWN}</p>' if results.saes else ""
+    if evaluation is None:
+        return given
     header = ["seed", "init seed", "data seed", "EV", "L0", "dead", "CE", "CE recovered"]
     rows = [
         [
             str(seed["seed"]),
-            str(seed["init_seed"]),
-            str(seed["data_seed"]),
+            str(seed.get("init_seed", "–")),
+            str(seed.get("data_seed", "–")),
             f"{seed['ev']:.4f}",
             f"{seed['l0']:.2f}",
             f"{seed['dead']:.1%}",
@@ -141,7 +149,8 @@ def _seeds(results: Results) -> str:
         for seed in evaluation["seeds"]
     ]
     text = (
-        f"<p>EV is 1 − residual variance / variance on {evaluation['rows']:,} rows that training did not see. "
+        f"<p>EV is 1 − residual variance / variance on {evaluation['rows']:,} rows"
+        f"{'' if results.saes else ' that training did not see'}. "
         f"PCA with {evaluation['k']} components reaches {evaluation['pca_ev']:.4f}. "
     )
     if evaluation.get("ce_clean") is not None:
@@ -150,7 +159,7 @@ def _seeds(results: Results) -> str:
             f"untouched, {evaluation['ce_zero']:.4f} with the activation set to zero; recovered is the share of that "
             "difference which the reconstruction keeps."
         )
-    return text + "</p>" + table(header, rows)
+    return given + text + "</p>" + table(header, rows)
 
 
 def _stability(results: Results) -> str:
@@ -159,6 +168,11 @@ def _stability(results: Results) -> str:
     for kind, name in (("raw", "raw cosine"), ("centred", "centred cosine")):
         for which, label in (("live", "live latents"), ("all", "all latents, dead ones as never found")):
             rows.append([f"{name}, {label}", *_shares(stability[kind][which])])
+    limits = stability.get("intervals")
+    if limits and limits["stable"]["low"] is not None:
+        stable, unstable = (_between(limits[name], 100, 1) + " %" for name in ("stable", "unstable"))
+        mean = _between(limits["mean_probability"], 1, 4)
+        rows.insert(1, [f"its {limits['confidence']:.0%} interval, over seeds", stable, "", unstable, mean, ""])
     for kind, name in (("random", "random dictionaries"), ("rotated", "the same dictionaries, each rotated by itself")):
         null = stability["null"][kind]
         rows.append([f"null: {name}", _percent(null["stable"]["mean"]), "", "", _p(null["match_rate"]["mean"]), ""])
@@ -181,9 +195,12 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
         notes.append(
             "<b>Seeds share their initialisation.</b> They agreed before training, so no latent is called stable."
         )
-    varied = "the initialisation alone" if stability["varied"] == "init" else "the initialisation and the order of rows"
+    varied = {
+        "init": "Between seeds the initialisation alone varied. ",
+        "init+data": "Between seeds the initialisation and the order of rows varied. ",
+    }.get(stability["varied"], "")
     notes.append(
-        f"Between seeds {varied} varied. Centred: the mean of all live decoder rows, of norm "
+        f"{varied}Centred: the mean of all live decoder rows, of norm "
         f"{number(stability['mean_atom_norm'], 3)}, is subtracted first, so that an offset which all latents share "
         "does not pass for agreement."
     )
@@ -194,6 +211,16 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
             f"{iou['pairs_compared']} pairs of seeds the two find the same latents to an IoU of "
             f"{_spread(iou['features'])} and the same pairs of latents to {_spread(iou['pairs'])}. The mean cosine of "
             f"assigned latents (PW-MCC) is {number(iou['pw_mcc'], 3)}."
+        )
+    if stability.get("strict"):
+        sentence = strict_sentence(stability["strict"])
+        notes.append(f"{sentence[0].upper()}{sentence[1:]} (Paulo and Belrose 2025).")
+    excess = stability.get("excess", {}).get("rotated")
+    if excess:
+        notes.append(
+            "Beyond chance, (observed − null) / (1 − null) with the rotated copies as the null: "
+            f"{number(excess['excess'], 4)}; {_percent(excess['beyond_chance'])} of the latents reappear more often "
+            f"than that null, at a false discovery rate of {excess['level']:g}."
         )
     return notes
 
@@ -211,11 +238,17 @@ def _p(value: float | None, spread: float | None = None) -> str:
     return number(value, 4) + (f" ± {spread:.4f}" if spread else "")
 
 
+def _between(estimate: dict[str, float], scale: float, digits: int) -> str:
+    return " to ".join(f"{scale * min(1.0, max(0.0, estimate[end])):.{digits}f}" for end in ("low", "high"))
+
+
 def _spread(values: dict[str, float | None]) -> str:
     return number(values["mean"], 3) + ("" if values["sd"] is None else f" ± {values['sd']:.3f}")
 
 
 def _latents(results: Results) -> str:
+    if results.evaluation is None:
+        return "<p>There are no rows, so there are no contexts to show.</p>"
     if not results.latents:
         return "<p>The rows came without text, so there are no contexts to show.</p>"
     others = results.stability["seeds"] - 1
@@ -242,7 +275,7 @@ def _latents(results: Results) -> str:
 
 
 def _variants(results: Results, pictures: list[Picture]) -> list[str]:
-    if not results.variants:
+    if not results.variants or results.evaluation is None:
         return []
     rows = results.evaluation["rows"]
     text = f"<p>Other SAEs, trained on the same rows in the same order and evaluated on the same {rows:,} rows.</p>"

@@ -29,7 +29,7 @@ class Point(NamedTuple):
 
 def points(results: Results) -> Iterator[Point]:
     """Those of the variants, and the study's own seeds."""
-    for seed in results.evaluation["seeds"]:
+    for seed in results.evaluation["seeds"] if results.evaluation else ():
         yield Point(
             "the study's", "the study's", None, seed["seed"], seed["l0"], seed["ev"], seed["dead"], seed.get("ce_sae")
         )

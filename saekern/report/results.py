@@ -15,7 +15,7 @@ ARRAYS = {
     "live": "[S, F] true where the latent fires",
     "stable": "[S, F] true where stable",
     "unstable": "[S, F] true where unstable",
-    "firing": "[S, F] share of the evaluated rows on which the latent fires",
+    "firing": "[S, F] share of the evaluated rows on which the latent fires; absent where there are no rows",
     "histogram_edges": "[n+1] bin edges of the two histograms",
     "cosine_histogram": "[n] best cosines of all live latents over all ordered seed pairs",
     "null_histogram": "[n] the same for random dictionaries",
@@ -30,8 +30,8 @@ class Results:
 
     run: dict[str, Any]
     """What was run: title, date, model, rows, versions, seconds per stage, the whole config."""
-    evaluation: dict[str, Any]
-    """EV, L0, dead and CE per seed, and the PCA baseline."""
+    evaluation: dict[str, Any] | None
+    """EV, L0, dead and CE per seed, and the PCA baseline; None where there are no rows."""
     stability: dict[str, Any]
     """Stable and unstable shares (raw and centred, live and all), nulls, distances, IoU."""
     latents: list[dict[str, Any]]
@@ -42,6 +42,11 @@ class Results:
     """Other SAEs on the same rows: name, architecture, parameters, and EV, L0, CE at each of their sparsities."""
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each experiment of the study found, by its name."""
+
+    @property
+    def saes(self) -> list[dict[str, Any]]:
+        """The SAEs that the study was given: path, format, architecture, sizes; empty where it trained its own."""
+        return self.run.get("saes", [])
 
 
 def load(folder: str | Path) -> Results:
@@ -58,14 +63,15 @@ def load(folder: str | Path) -> Results:
         raise
     except Exception as error:  # safetensors raises its own type for a cut header
         raise ValueError(f"{arrays_path}: not readable, probably cut short ({error})") from error
-    missing = sorted(set(ARRAYS) - set(arrays))
+    evaluation = _json(results / "evaluation.json")
+    missing = sorted(set(ARRAYS) - set(arrays) - ({"firing"} if evaluation is None else set()))
     if missing:
         raise ValueError(f"{arrays_path}: lacks {', '.join(missing)}")
     run = _json(results / "run.json")
     experiments = run["config"].get("experiments", {}).get("run", [])
     return Results(
         run=run,
-        evaluation=_json(results / "evaluation.json"),
+        evaluation=evaluation,
         stability=_json(results / "stability.json"),
         latents=_json(results / "latents.json"),
         arrays=arrays,

@@ -36,6 +36,7 @@ from saekern.stability.predictor import StabilityPredictor, predict_stability
 from saekern.stability.recovery import Recovery, feature_recovery
 from saekern.stability.replacement import Replacement, replacement, replacement_bases
 from saekern.stability.roc import Auroc, auroc
+from saekern.stability.share_intervals import ShareIntervals, share_intervals
 from saekern.stability.shuffled import shuffled_rows
 from saekern.stability.statistics import ActivationStatistics, activation_statistics
 from saekern.stability.strict_rule import SharedLatents, encoders, shared_latents
@@ -71,6 +72,7 @@ __all__ = [
     "Pooling",
     "Recovery",
     "Replacement",
+    "ShareIntervals",
     "SharedLatents",
     "StabilityPredictor",
     "StabilitySweep",
@@ -121,6 +123,7 @@ __all__ = [
     "replacement_bases",
     "rotated_copies",
     "rotated_null",
+    "share_intervals",
     "shared_latents",
     "shuffled_rows",
     "stabilisation_index",
