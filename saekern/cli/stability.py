@@ -37,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="a folder: a study with report.html, which the same command continues, and in which one more SAE costs its "
-        "own pairs; a FILE.json: the summary",
+        help="a folder: a study with report.html, which the same command continues, and in which one more SAE costs "
+        "its own pairs; a FILE.json: the summary",
     )
     rows = parser.add_argument_group("activations, with --out DIR: for explained variance, dead latents and contexts")
     rows.add_argument("--rows", metavar="CACHE", help="an activation cache")

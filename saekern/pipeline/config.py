@@ -187,7 +187,7 @@ class StudyConfig:
     """Settings of `saekern.study`."""
 
     saes: tuple[str, ...] = ()
-    """SAEs that exist already, in any known format, or files that hold a dictionary [F, D] alone: nothing is trained."""
+    """Nothing is trained: SAEs that exist, in any known format, or files that hold a dictionary [F, D] alone."""
 
     seeds: int = 8
     """S, SAEs to train; of `saes` their number, whatever stands here."""

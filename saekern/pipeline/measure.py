@@ -107,7 +107,7 @@ def match_pairs(sources: Sources, progress: bool) -> None:
     store = sources.folder / "pairs"
     matching.match_all(sources.dictionaries, "nearest", store, progress, dead=dead, seeds=seeds)
     few = assigned_seeds(config)
-    of = {"dead": dead[:few], "seeds": seeds[:few]}
+    of: dict[str, Any] = {"dead": dead[:few], "seeds": seeds[:few]}
     if few:
         matching.match_all(sources.dictionaries[:few], "assignment", store / "assignment", progress, **of)
     if strict_seeds(sources):

@@ -128,7 +128,7 @@ def _harvest(sources: Sources, plain: dict[str, Any], split: str, progress: bool
     other = "heldout_sequences" if split == "train" else "sequences"
     # The count of the other split matters only where both come from one file.
     kept = {k: v for k, v in plain["activations"].items() if k != other or settings.tokens is not None}
-    kept["weights"] = activations.weights_hash(settings.model)
+    kept["weights"] = activations.weights_hash(str(settings.model))  # None has no rows to harvest
 
     def run(work: Path) -> None:
         activations.harvest(

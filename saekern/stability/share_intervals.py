@@ -71,7 +71,8 @@ def of_found(found: Tensor, live: Tensor, epsilon: float, confidence: float = 0.
             kept = torch.arange(runs) != run
             without[:, run] = _shares((hits - found[:, run].to(hits.dtype))[kept], live[kept], runs - 2, epsilon)
     estimate = interval(total, without, confidence)
-    return ShareIntervals(*(Estimate(*(end[i] for end in estimate)) for i in range(3)), confidence)
+    stable, unstable, mean = (Estimate(*(end[i] for end in estimate)) for i in range(3))
+    return ShareIntervals(stable, unstable, mean, confidence)
 
 
 def _shares(hits: Tensor, live: Tensor, comparisons: int, epsilon: float) -> Tensor:
