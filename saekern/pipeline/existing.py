@@ -117,14 +117,12 @@ def _digest(hashes: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def check_widths(described: list[dict[str, Any]], paths: tuple[str, ...]) -> None:
-    """Raises ValueError for SAEs of activations of different widths; sizes F may differ."""
+def check_equal(name: str, described: list[dict[str, Any]], paths: tuple[str, ...]) -> None:
+    """Raises ValueError for SAEs of different "width", or of different numbers of "latents", which matching allows and
+    experiments do not."""
     for path, one in zip(paths, described, strict=True):
-        if one["width"] != described[0]["width"]:
-            raise ValueError(
-                f"{path}: expected decoder rows of width {described[0]['width']} like those of {paths[0]}, "
-                f"got {one['width']}"
-            )
+        if one[name] != described[0][name]:
+            raise ValueError(f"saes: {path} has {name} {one[name]}, expected {described[0][name]} as in {paths[0]}")
 
 
 def zero_rows(rows: Tensor, name: str = "dictionary") -> Tensor:

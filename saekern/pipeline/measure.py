@@ -40,19 +40,24 @@ def _given_k(sources: Sources) -> int:
     """Of SAEs that exist already: how many latents are active in the first one, on the first 4096 rows."""
     rows = sources.evaluated()
     few = Part(rows, 0, min(4096, len(rows)))
-    return min(rows.width, max(1, round(evaluation.measure(sources.sae(0), few).l0)))
+    return min(rows.width, max(1, round(evaluation.measure(_reads(sources, 0), few).l0)))
+
+
+def _reads(sources: Sources, index: int) -> Any:
+    """An SAE that reads these rows, which one that was given need not."""
+    sae, width = sources.sae(index), sources.heldout.width
+    if sae.dictionary.shape[1] != width:
+        raise ValueError(
+            f"saes: {sources.config.saes[index]} reads activations of width {sae.dictionary.shape[1]}, the rows have "
+            f"{width}; activations.model null studies dictionaries alone"
+        )
+    return sae
 
 
 def evaluate(sources: Sources, index: int, work: Path) -> None:
     """EV, L0, firing counts and cross-entropy of one seed."""
     config, rows = sources.config, sources.evaluated()
-    sae = sources.sae(index)
-    width = sae.dictionary.shape[1]
-    if width != rows.width:
-        raise ValueError(
-            f"saes: {config.saes[index]} reads activations of width {width}, the rows have {rows.width}; "
-            "activations.model null studies dictionaries alone"
-        )
+    sae = _reads(sources, index)
     metrics = evaluation.measure(sae, rows)
     result: dict[str, Any] = {"seed": index}
     if not config.saes:
@@ -265,8 +270,9 @@ def latents(sources: Sources, work: Path) -> None:
         write_json(work / "latents.json", [])
         return
     arrays = load_file(sources.folder / "results" / "stability.safetensors")
-    p, live, firing = arrays["probability"][0], arrays["live"][0], arrays["firing"][0]
     store = PairStore.open(sources.folder / "pairs")
+    own = store.sizes[0]  # beyond it there is padding, where another seed has more
+    p, live, firing = (arrays[name][0, :own] for name in ("probability", "live", "firing"))
     cosine = torch.stack([store[0, j].cosine.double() for j in range(1, config.seeds)]).nanmean(0)
     enough = live & (firing * len(sources.evaluated()) >= shown.contexts)
     order = torch.from_numpy(np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy())))

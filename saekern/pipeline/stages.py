@@ -178,6 +178,7 @@ def _experiments(
                 raise ValueError(f"experiments.run: {name} needs {need}, but {lacking[need]}")
 
         def run(work: Path, name: str = name, experiment: Any = experiment) -> None:
+            existing.check_equal("latents", sources.described(), config.saes)
             found = experiment.run(lab, getattr(config.experiments, name), work)
             write_json(work / f"{name}.json", measure.finite(found))
 
@@ -210,7 +211,7 @@ def _splits(config: StudyConfig) -> tuple[str, ...]:
 
 def _match(sources: Sources, progress: bool) -> None:
     if sources.config.saes:
-        existing.check_widths(sources.described(), sources.config.saes)
+        existing.check_equal("width", sources.described(), sources.config.saes)
     measure.match_pairs(sources, progress)
     store, few = sources.folder / "pairs", measure.assigned_seeds(sources.config)
     counts = {store: sources.config.seeds, store / "assignment": few, store / "encoders": measure.strict_seeds(sources)}
