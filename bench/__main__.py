@@ -39,6 +39,7 @@ NAMES = (
     "accelerate",
     "adam_step",
     "nearest",
+    "all_pairs",
     "linear_sum_assignment",
     "match",
     "memory",

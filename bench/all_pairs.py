@@ -34,9 +34,10 @@ def inputs(shape: Shape) -> Problem:
     """Half the latents of every dictionary are noisy copies of common ones, as between seeds."""
     rows, width, seeds, few = (int(shape[name]) for name in ("F", "D", "S", "pairs"))
 
+    common = torch.randn(rows // 2, width, generator=torch.Generator().manual_seed(0))
+
     def make(seed: int) -> Tensor:
         own = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed + 1))
-        common = torch.randn(rows // 2, width, generator=torch.Generator().manual_seed(0))
         own[: rows // 2].mul_(0.5).add_(common)
         return own
 
@@ -114,6 +115,7 @@ BENCHES = (
         setup=setup,
         once_above=20.0,
         rounds=(1, 3),
+        weighed=("saekern",),
         long=True,
     ),
 )
