@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saekern.formats import read_dictionary
-from saekern.sae import TopKSAE, save
+from saekern.formats import read_dictionary, read_encoder
+from saekern.sae import KronSAE, TopKSAE, save
 
 
 def file_at(address: int) -> str:
@@ -69,3 +69,28 @@ def test_folder_of_an_sae(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no known format \(found: an empty folder\)"):
         read_dictionary(tmp_path / "empty")
+
+
+def test_encoders(tmp_path):
+    """[F, D] however it is stored; None where the shapes do not tell, or where there is none.
+
+    Planted: [D, F] returned as it lies; caught."""
+    decoder, encoder = torch.randn(7, 3), torch.randn(7, 3)
+    path = tmp_path / "x.safetensors"
+    for stored in (encoder, encoder.T.contiguous()):
+        save_file({"W_dec": decoder, "W_enc": stored}, path)
+        assert torch.equal(read_encoder(path), encoder)
+    for tensors in (
+        {"W_dec": decoder},
+        {"W_dec": decoder, "W_enc": torch.randn(6, 3)},
+        {"W_dec": decoder[:3].contiguous(), "W_enc": encoder[:3].contiguous()},  # 3 x 3: either way
+    ):
+        save_file(tensors, path)
+        assert read_encoder(path) is None
+    np.save(tmp_path / "x.npy", decoder.numpy())
+    assert read_encoder(tmp_path / "x.npy") is None
+    sae = TopKSAE(3, 7, 2)
+    save(sae, tmp_path / "sae")
+    assert torch.equal(read_encoder(tmp_path / "sae"), sae.W_enc.detach().T)
+    save(KronSAE(3, 8, 2, heads=1, m=2, n=4), tmp_path / "kron")
+    assert read_encoder(tmp_path / "kron") is None
