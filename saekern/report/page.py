@@ -8,7 +8,7 @@ from typing import Any
 from saekern.report.document import document
 from saekern.report.drawing import Picture
 from saekern.report.figures import VARIANTS
-from saekern.report.pareto import comparison
+from saekern.report.pareto import comparable, comparison
 from saekern.report.results import Results
 from saekern.report.section import Section, figures_html, section_html
 from saekern.report.text import number, snippet, table
@@ -242,7 +242,7 @@ def _latents(results: Results) -> str:
 
 
 def _variants(results: Results, pictures: list[Picture]) -> list[str]:
-    if not results.variants:
+    if not comparable(results):
         return []
     rows = results.evaluation["rows"]
     text = f"<p>Other SAEs, trained on the same rows in the same order and evaluated on the same {rows:,} rows.</p>"
