@@ -159,9 +159,13 @@ class ReportConfig:
             require(getattr(self, name) >= least, f"report.{name}", f"at least {least}", getattr(self, name))
 
 
+ROWS_FROM = ("model", "random_model", "shuffled_marginals", "shuffled_covariance")
+AXES = ("architecture", "size", "k", "budget", "layer", "model", "null")
+
+
 @dataclass(frozen=True)
 class VariantConfig:
-    """Another SAE on the same rows, for the table and the Pareto plot; it is not matched."""
+    """Another SAE than the study's, or the same on other rows. With two seeds or more it is matched within itself."""
 
     name: str
     """Its name in the report and on disk."""
@@ -175,11 +179,34 @@ class VariantConfig:
     seeds: int = 1
     """Seeds to train."""
 
+    rows_from: str = "model"
+    """"model"; "random_model": its copy with random parameters; "shuffled_marginals" or "shuffled_covariance": the
+    model's rows with each dimension, or each principal component, permuted by itself."""
+
+    hook: str | None = None
+    """Hook point of the rows; null: that of the study."""
+
+    model: str | None = None
+    """Model of the rows, one that reads the study's token ids; null: that of the study."""
+
+    train_rows: int | None = None
+    """Rows a training run; null: those of the study."""
+
+    axis: str = "architecture"
+    """What it varies, for the report: "architecture", "size", "k", "budget", "layer", "model" or "null"."""
+
     def __post_init__(self) -> None:
         plain = bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name))
         require(plain, "variants.name", "letters, digits, dots, dashes and underscores", self.name)
         require(self.lr is None or self.lr > 0, "variants.lr", "a positive number or null", self.lr)
         require(self.seeds >= 1, "variants.seeds", "at least 1", self.seeds)
+        require(self.rows_from in ROWS_FROM, "variants.rows_from", f"one of {', '.join(ROWS_FROM)}", self.rows_from)
+        require(self.axis in AXES, "variants.axis", f"one of {', '.join(AXES)}", self.axis)
+        for name in ("hook", "model"):
+            value = getattr(self, name)
+            require(value is None or bool(value), f"variants.{name}", "a name or null", value)
+        least = self.train_rows is None or self.train_rows >= 1
+        require(least, "variants.train_rows", "at least 1 or null", self.train_rows)
 
 
 @dataclass(frozen=True)
@@ -242,6 +269,25 @@ class StudyConfig:
         parse_device(self.device)
         names = [variant.name for variant in self.variants]
         require(len(set(names)) == len(names), "variants", "different names", sorted(names))
+        for variant in self.variants:
+            self._check_variant(variant)
+
+    def _check_variant(self, variant: VariantConfig) -> None:
+        name, batch, source = f"variants.{variant.name}", self.train.batch_size, self.activations
+        enough = variant.train_rows is None or variant.train_rows >= batch
+        require(enough, f"{name}.train_rows", f"at least batch_size = {batch}", variant.train_rows)
+        if source.cache is not None:
+            of_model = variant.rows_from == "random_model" or variant.hook is not None or variant.model is not None
+            if of_model:
+                raise ValueError(
+                    f"{name}: expected rows_from model or shuffled, and no hook or model of its own, since the rows "
+                    f"come from {source.cache}, without a model"
+                )
+        elif source.tokens is None and variant.model not in (None, "tiny"):
+            raise ValueError(
+                f"{name}.model: expected activations.tokens, an .npy file of token ids, for model {variant.model!r}, "
+                "got none"
+            )
 
     @property
     def has_rows(self) -> bool:

@@ -83,11 +83,12 @@ def has_cross_entropy(sources: Sources) -> bool:
     return sources.config.has_rows and not sources.external and sources.config.evaluation.ce_sequences > 0
 
 
-def cross_entropy(sources: Sources, sae: Any) -> float:
+def cross_entropy(sources: Sources, sae: Any, hook: str | None = None) -> float:
+    """`hook`: another one of the study's model."""
     settings = sources.config.activations
     tokens = sources.sequences("heldout")[: sources.config.evaluation.ce_sequences]
     return evaluation.cross_entropy(
-        sources.model, settings.hook, tokens, sae, batch=settings.batch, exclude_bos=settings.exclude_bos
+        sources.model, hook or settings.hook, tokens, sae, batch=settings.batch, exclude_bos=settings.exclude_bos
     )
 
 

@@ -100,7 +100,8 @@ def _cost(config: StudyConfig, stage: str, due: list[str], width: int, latents: 
         return _training(config, width, [config.sae] * len(due))
     if stage == "variants":
         shapes = {variant.name: variant.sae for variant in config.variants}
-        return _training(config, width, [shapes[name.split("/")[1]] for name in due if "/" in name])
+        seeds_due = [name.split("/")[1] for name in due if name.count("/") == 2]  # the others match and gather
+        return _training(config, width, [shapes[name] for name in seeds_due])
     if stage == "evaluate":
         rows = min(config.evaluation.rows, held) * len(due)
         return rows, rows * 3 * 2.0 * width * latents, 0.0, len(due) * latents * 8

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import saekern.sae
 from saekern import activations
 from saekern.pipeline import existing
-from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.config import StudyConfig, VariantConfig
+from saekern.pipeline.row_source import OtherRows, RowSource, row_source
 from saekern.stability.lazy import Lazy
 
 
@@ -68,7 +70,11 @@ class Sources:
 
     def evaluated(self) -> Any:
         """The held-out rows that the figures use."""
-        return Part(self.heldout, 0, min(self.config.evaluation.rows, len(self.heldout)))
+        return self.first_rows(self.heldout)
+
+    def first_rows(self, heldout: Any) -> Part:
+        """As many of the held-out rows as the figures use."""
+        return Part(heldout, 0, min(self.config.evaluation.rows, len(heldout)))
 
     @cached_property
     def model(self) -> Any:
@@ -92,6 +98,63 @@ class Sources:
             )
         chosen = tokens[:count] if split == "train" else tokens[len(tokens) - count :]
         return torch.from_numpy(np.asarray(chosen, dtype=np.int64))
+
+    def variant(self, name: str) -> VariantConfig:
+        """A variant by name.
+
+        Raises:
+            ValueError: the study has none of that name.
+        """
+        for variant in self.config.variants:
+            if variant.name == name:
+                return variant
+        raise ValueError(f"variants: expected {', '.join(v.name for v in self.config.variants)}, got {name!r}")
+
+    def row_source(self, name: str) -> RowSource:
+        return row_source(self.config, self.variant(name))
+
+    @cached_property
+    def _others(self) -> OtherRows:
+        return OtherRows(self)
+
+    def model_of(self, source: RowSource) -> Any:
+        """The model that its rows come from."""
+        return self._others.model(source)
+
+    def variant_rows(self, name: str) -> Any:
+        """What the SAEs of a variant train on."""
+        return self._others.rows(self.row_source(name), "train")
+
+    def variant_heldout(self, name: str) -> Any:
+        """Held-out rows of the variant's own kind, as many as the figures use."""
+        return self._others.rows(self.row_source(name), "heldout")
+
+    def variant_cache(self, name: str) -> Any:
+        """The held-out activation cache, with its tokens, that `variant_heldout` begins; shuffled rows have no text.
+
+        Raises:
+            ValueError: the variant's rows are shuffled.
+        """
+        return self._others.text(self.row_source(name))
+
+    def variant_saes(self, name: str) -> Lazy:
+        """The trained SAEs of a variant, each read when asked for."""
+        folder = self.folder / "variants" / self.variant(name).name
+        device = self.config.device
+        return Lazy(self.variant(name).seeds, lambda i: saekern.sae.load(folder / f"{i:03d}", device=device))
+
+    def variant_stability(self, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `matched.match_variant` left: its summary, and "probability", "probability_centred", "live", "stable",
+        "unstable" [S, F].
+
+        Raises:
+            ValueError: a variant of one seed, which is not matched.
+        """
+        if self.variant(name).seeds < 2:
+            raise ValueError(f"variants.{name}.seeds: expected at least 2 for its stability, got 1")
+        path = self.folder / "results" / "variants" / "matched" / name
+        summary = json.loads(path.with_name(f"{name}.json").read_text(encoding="utf-8"))
+        return summary, load_file(path.with_name(f"{name}.safetensors"))
 
     def sae_paths(self) -> list[Path]:
         """Where the trained SAEs are."""

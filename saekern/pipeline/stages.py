@@ -13,11 +13,12 @@ import numpy
 import torch
 
 import saekern.report
-from saekern import activations, training
+from saekern import training
 from saekern.pipeline import existing, measure
 from saekern.pipeline.architectures import describe, make_sae
 from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.experiments import EXPERIMENTS
+from saekern.pipeline.harvests import harvest_step
 from saekern.pipeline.lab import Lab
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import Step, StudyFolder, write_json
@@ -32,7 +33,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     sources = Sources(config, folder.path)
     plain = config.to_json()
     external = sources.cache.fingerprint if sources.external else None
-    made = [_harvest(sources, plain, split, progress) for split in _splits(config)]
+    made = [harvest_step(sources, plain, split, progress) for split in _splits(config)]
     rows = {"train": tuple(s.name for s in made if s.name == "harvest/train"), "heldout": tuple(s.name for s in made)}
     seeds = [f"{i:03d}" for i in range(config.seeds)]
     given = existing.sae_steps(config.saes, folder.path)
@@ -123,27 +124,6 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     return made
 
 
-def _harvest(sources: Sources, plain: dict[str, Any], split: str, progress: bool) -> Step:
-    settings = sources.config.activations
-    other = "heldout_sequences" if split == "train" else "sequences"
-    # The count of the other split matters only where both come from one file.
-    kept = {k: v for k, v in plain["activations"].items() if k != other or settings.tokens is not None}
-    kept["weights"] = activations.weights_hash(str(settings.model))  # None has no rows to harvest
-
-    def run(work: Path) -> None:
-        activations.harvest(
-            sources.model,
-            settings.hook,
-            sources.sequences(split),
-            work / split,
-            batch=settings.batch,
-            exclude_bos=settings.exclude_bos,
-            progress=progress,
-        )
-
-    return Step(f"harvest/{split}", kept, (), (f"activations/{split}",), run)
-
-
 def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -> dict[str, Any]:
     seeds = {"init_seed": config.first_seed + index, "data_seed": measure.data_seed(config, index)}
     return {"sae": plain["sae"], "train": measure.run_settings(plain["train"]), **seeds}
@@ -227,6 +207,7 @@ def _match(sources: Sources, progress: bool) -> None:
 def _report(sources: Sources, folder: StudyFolder, work: Path) -> None:
     if not sources.config.variants:  # of a study that had some
         (sources.folder / "results" / "variants.json").unlink(missing_ok=True)
+        (sources.folder / "results" / "arms.json").unlink(missing_ok=True)
     write_json(sources.folder / "results" / "run.json", run_facts(sources, folder))
     saekern.report.write(sources.folder, work)
 

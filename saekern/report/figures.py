@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saekern.report.drawing import BLUE, FAINT, GREY, INK, ORANGE, SCALE, Drawing
-from saekern.report.pareto import pareto
+from saekern.report.pareto import comparable, pareto
 from saekern.report.results import Results
 from saekern.report.text import number
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def drawings(results: Results) -> list[Drawing]:
     """The figures of the study itself; those of experiments come with their sections."""
-    chosen = FIGURES | (VARIANTS if results.variants else {})
+    chosen = FIGURES | (VARIANTS if comparable(results) else {})
     if results.evaluation is None:
         del chosen["frequency"]
     if results.saes:  # nobody knows where they started

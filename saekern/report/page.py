@@ -9,7 +9,7 @@ from saekern.report.document import document
 from saekern.report.drawing import Picture
 from saekern.report.figures import VARIANTS
 from saekern.report.given import NO_ROWS, UNKNOWN, given_saes, strict_sentence
-from saekern.report.pareto import comparison
+from saekern.report.pareto import comparable, comparison
 from saekern.report.results import Results
 from saekern.report.section import Section, figures_html, section_html
 from saekern.report.text import number, snippet, table
@@ -275,7 +275,7 @@ def _latents(results: Results) -> str:
 
 
 def _variants(results: Results, pictures: list[Picture]) -> list[str]:
-    if not results.variants or results.evaluation is None:
+    if not comparable(results) or results.evaluation is None:
         return []
     rows = results.evaluation["rows"]
     text = f"<p>Other SAEs, trained on the same rows in the same order and evaluated on the same {rows:,} rows.</p>"

@@ -28,12 +28,12 @@ class Point(NamedTuple):
 
 
 def points(results: Results) -> Iterator[Point]:
-    """Those of the variants, and the study's own seeds."""
+    """Those of the variants on the study's rows, and the study's own seeds."""
     for seed in results.evaluation["seeds"] if results.evaluation else ():
         yield Point(
             "the study's", "the study's", None, seed["seed"], seed["l0"], seed["ev"], seed["dead"], seed.get("ce_sae")
         )
-    for one in results.variants:
+    for one in comparable(results):
         for point in one["points"]:
             name = one["variant"] + (f", k = {point['k']}" if point["k"] is not None else "")
             yield Point(
@@ -46,6 +46,11 @@ def points(results: Results) -> Iterator[Point]:
                 point["dead"],
                 point.get("ce_sae"),
             )
+
+
+def comparable(results: Results) -> list[dict[str, Any]]:
+    """The variants that saw the study's rows, all of them; explained variance on other rows is another quantity."""
+    return [one for one in results.variants if one.get("comparable", True)]
 
 
 def series(variant: dict[str, Any]) -> str:

@@ -76,8 +76,17 @@ def load(folder: str | Path) -> Results:
         latents=_json(results / "latents.json"),
         arrays=arrays,
         variants=_json(results / "variants.json") if (results / "variants.json").exists() else [],
-        experiments={name: _json(results / f"{name}.json") for name in experiments},
+        experiments={name: _json(results / f"{name}.json") for name in experiments} | _arms(results / "arms.json"),
     )
+
+
+def _arms(path: Path) -> dict[str, dict[str, Any]]:
+    """The variants that were matched, for the sections "variants" and "nulls", if there are any of its kind."""
+    if not path.exists():
+        return {}
+    arms = _json(path)
+    null = [arm["rows_from"] != "model" for arm in arms["variants"]]
+    return ({} if all(null) else {"variants": arms}) | ({"nulls": arms} if any(null) else {})
 
 
 def _json(path: Path) -> Any:

@@ -7,29 +7,34 @@ from torch import nn
 
 from saekern.activations.language_model import TINY_NAME
 
-WIDTH, HOOK = 24, "blocks.0.hook_resid_post"
+WIDTH, HOOK, BEFORE = 24, "blocks.0.hook_resid_post", "blocks.0.hook_resid_pre"
 
 
 class StandIn(nn.Module):
-    """Tokens are bytes. The hook sees the embedding of a token plus half that of the token before."""
+    """Tokens are bytes. HOOK sees the embedding of a token plus half that of the one before, BEFORE the first alone."""
 
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.embed = nn.Parameter(torch.randn(256, WIDTH, generator=generator))
         self.cfg = SimpleNamespace(model_name=TINY_NAME, device="cpu", d_model=WIDTH, n_layers=1, d_vocab=256)
-        self.hook_dict = {HOOK: None}
+        self.hook_dict = {HOOK: None, BEFORE: None}
         self.tokenizer = None
 
     def run_with_hooks(self, tokens, return_type="logits", fwd_hooks=(), **_):
-        x = self.embed[tokens] + 0.5 * torch.roll(self.embed[tokens], 1, dims=1)
-        for _name, function in fwd_hooks:
-            changed = function(x, hook=SimpleNamespace(name=HOOK))
-            x = x if changed is None else changed
+        x = self._hooked(BEFORE, self.embed[tokens], fwd_hooks)
+        x = self._hooked(HOOK, x + 0.5 * torch.roll(x, 1, dims=1), fwd_hooks)
         logits = x @ self.embed.T
         if return_type != "loss":
             return logits
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    def _hooked(self, point, x, fwd_hooks):
+        for name, function in fwd_hooks:
+            if name == point:
+                changed = function(x, hook=SimpleNamespace(name=point))
+                x = x if changed is None else changed
+        return x
 
     def forward(self, tokens, return_type="logits", **_):
         return self.run_with_hooks(tokens, return_type)

@@ -19,8 +19,9 @@ from saekern import matching, stability
 from saekern.activations import language_model
 from saekern.pipeline import plan, study
 from saekern.pipeline.config import StudyConfig
+from saekern.pipeline.harvests import harvest_step
 from saekern.pipeline.sources import Sources
-from saekern.pipeline.stages import STAGES, _harvest
+from saekern.pipeline.stages import STAGES
 
 pytest.importorskip("matplotlib")
 
@@ -233,5 +234,5 @@ def test_harvest_depends_on_the_shipped_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(language_model, "_TINY", tmp_path)
     assert language_model.weights_hash("tiny") != shipped
     assert language_model.weights_hash("gpt2") is None
-    train = _harvest(Sources(StudyConfig(), tmp_path), {"activations": {}}, "train", progress=False)
+    train = harvest_step(Sources(StudyConfig(), tmp_path), {"activations": {"model": "tiny"}}, "train", progress=False)
     assert train.settings["weights"] == language_model.weights_hash("tiny")

@@ -2,11 +2,13 @@
 
 from saekern.report.results import Results
 from saekern.report.section import Section
-from saekern.report.sections import masking
+from saekern.report.sections import masking, nulls, variants
 
 # Experiment -> its module, in the order of the page. Each has a TITLE and `section(found, results)`.
 SECTIONS = {
+    "nulls": nulls,
     "masking": masking,
+    "variants": variants,
 }
 
 
