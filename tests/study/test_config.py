@@ -81,7 +81,7 @@ def test_quickstart_keeps_its_promises():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="preset: expected one of pareto, quickstart, got 'quick'"):
+    with pytest.raises(ValueError, match="preset: expected one of papers, pareto, quickstart, got 'quick'"):
         preset("quick")
 
 

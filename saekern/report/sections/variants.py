@@ -32,8 +32,8 @@ def section(found: dict[str, Any], results: Results) -> Section:
     main = found["main"]
     notes = [
         "Every arm is matched within itself; live latents only, dead ones counted beside. Mean p does not depend on "
-        "the number of seeds; the shares do, since “in all but ε” of few is easier: those of the study's seeds are of its "
-        f"first {main['share_seeds']}. Chance is the mean p of random dictionaries of the arm's size.",
+        "the number of seeds; the shares do, since “in all but ε” of few is easier: those of the study's seeds are of "
+        f"its first {main['share_seeds']}. Chance is the mean p of random dictionaries of the arm's size.",
         f"Intervals are {found['confidence']:.0%}: a jackknife over runs for p and the shares, Student's for EV, "
         "Welch's for differences, each by itself: not corrected for their number. EV is on held-out rows of the arm's "
         "own layer and model, and can be compared only where these are the same.",
