@@ -35,6 +35,7 @@ NAMES = (
     "kron_encode",
     "kmeans",
     "layer",
+    "train_bank",
     "train_step",
     "accelerate",
     "adam_step",
