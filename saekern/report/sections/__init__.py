@@ -2,10 +2,15 @@
 
 from saekern.report.results import Results
 from saekern.report.section import Section
-from saekern.report.sections import masking
+from saekern.report.sections import convergence, excess, masking, statistics, strict_rule, thresholds
 
 # Experiment -> its module, in the order of the page. Each has a TITLE and `section(found, results)`.
 SECTIONS = {
+    "thresholds": thresholds,
+    "convergence": convergence,
+    "strict_rule": strict_rule,
+    "excess": excess,
+    "statistics": statistics,
     "masking": masking,
 }
 
