@@ -27,11 +27,11 @@ def section(found: dict[str, Any], results: Results) -> Section:
     groups, predictor = found["groups"], found["predictor"]
     notes = [
         f"{found['rows']:,} held-out rows; latents with fewer than {found['min_firings']} firings are left out, of "
-        f"seed {groups['anchors'][0]} {groups['dead'][0]:,}. Compared are {groups['stable'][0]:,} stable and "
-        f"{groups['unstable'][0]:,} unstable latents of that seed. Surface-form score: how well the current token alone "
-        "tells whether the latent fires, in sequences held out (AUROC).",
+        f"seed {groups['anchors'][0]} {groups['dead'][0]:,}. There are {groups['stable'][0]:,} stable and "
+        f"{groups['unstable'][0]:,} unstable latents of that seed. Surface-form score: how well the current token "
+        "alone tells whether the latent fires, in sequences held out (AUROC).",
         f"Effect: P(stable > unstable), 0.5 without a difference; {groups['confidence']:.0%} intervals (DeLong), "
-        "p-values adjusted by Holm over the statistics of the seed. Seeds are not pooled, since they share features; "
+        "p-values adjusted by Holm over the statistics of the seed. Seeds are not pooled, since they share features: "
         f"the range is over {len(groups['anchors'])} seeds. Null: tokens dealt to the rows at random, which leaves what "
         "frequency alone does.",
     ]
@@ -164,8 +164,8 @@ def _draw(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
     figure.axes[0].set_ylabel("share of the group")
     figure.axes[0].legend(loc="upper right")
     caption = (
-        f"Distributions over the stable and the unstable latents of seed {found['groups']['anchors'][0]}, those with at "
-        f"least {found['min_firings']} firings."
+        f"Distributions over the stable and the unstable latents of seed {found['groups']['anchors'][0]}, those with "
+        f"at least {found['min_firings']} firings."
     )
     return caption, "Histograms of frequency, token entropy and surface-form score of stable and unstable latents."
 

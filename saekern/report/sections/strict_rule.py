@@ -30,9 +30,9 @@ def section(found: dict[str, Any], results: Results) -> Section:
         f"The first {found['runs']} seeds, θ = {found['threshold']:g}, dead latents left out; intervals are "
         f"{found['confidence']:.0%} over runs (jackknife). Null: {found['null_runs']} of them, encoder and decoder of "
         f"each rotated together. Partners chosen independently agree in {percent(found['independent'], digits=2)}.",
-        "Published shares: Paulo & Belrose 2025 (pairs of seeds) and, for three ReLU SAEs of Pythia-70M, an independent "
-        "replication that counts latents found in both of the two other seeds; IoU: Gerasimov et al. 2026. Other models "
-        "and sizes: the order of the rules can agree, values need not.",
+        "Published shares: Paulo & Belrose 2025 (pairs of seeds) and, for three ReLU SAEs of Pythia-70M, an "
+        "independent replication that counts latents found in both of the two other seeds; IoU: Gerasimov et al. 2026. "
+        "Other models and sizes: the order of the rules can agree, values need not.",
     )
     drawing = Drawing("strict_rule", "Latents found in another seed, by rule", 6.2, partial(_draw, found))
     return Section(
@@ -97,7 +97,7 @@ def _draw(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
     ax.set(ylim=(-0.5, len(names) - 0.2), xlabel="share of live latents")
     ax.legend(loc="upper right", ncols=2)
     caption = (
-        f"Mean over ordered pairs of {found['runs']} seeds, bars {found['confidence']:.0%} intervals over runs; circles: "
-        "the same dictionaries, each rotated by itself."
+        f"Mean over ordered pairs of {found['runs']} seeds, bars {found['confidence']:.0%} intervals over runs; "
+        "circles: the same dictionaries, each rotated by itself."
     )
     return caption, "Dots with intervals of the share of latents found by five rules, beside their null."
