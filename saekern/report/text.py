@@ -60,3 +60,12 @@ def interval(mean: float | None, lower: float | None, upper: float | None, *, di
     if lower is None or upper is None:
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ({lower:.{digits}f} to {upper:.{digits}f})"
+
+
+def percent(mean: float | None, lower: float | None = None, upper: float | None = None, *, digits: int = 1) -> str:
+    """A share in percent with the ends of its interval, which stay in 0..100; a dash where there is none."""
+    if mean is None:
+        return "–"
+    if lower is None or upper is None:
+        return f"{100 * mean:.{digits}f} %"
+    return f"{100 * mean:.{digits}f} % ({100 * max(0.0, lower):.{digits}f} to {100 * min(1.0, upper):.{digits}f})"

@@ -27,6 +27,7 @@ from saekern.stability.nulls import (
     random_null,
     random_rotation,
     rotated_copies,
+    rotated_dictionaries,
     rotated_null,
 )
 from saekern.stability.phases import PhaseCell, PhaseDiagram, recovery_phases
@@ -122,6 +123,7 @@ __all__ = [
     "replacement",
     "replacement_bases",
     "rotated_copies",
+    "rotated_dictionaries",
     "rotated_null",
     "share_intervals",
     "shared_latents",

@@ -89,11 +89,15 @@ def rotated_null(dictionaries: Sequence[Any], *, draws: int = 1, seed: int = 0, 
     """
 
     def turned(draw: int, run: int) -> Tensor:
-        rows = as_dictionary(dictionaries[run], f"dictionaries[{run}]")
-        rotation = random_rotation(rows.shape[1], _generator(seed, draw, run)).to(rows.device)
-        return (rows.to(torch.float64) @ rotation).to(rows.dtype)
+        return _turned(dictionaries, run, _generator(seed, draw, run))
 
     return _control("rotated", len(dictionaries), draws, turned, options)
+
+
+def rotated_dictionaries(dictionaries: Sequence[Any], *, seed: int = 0) -> Lazy:
+    """The dictionaries of `rotated_null`'s first draw, for other measures than feature stability. Encoders and decoders
+    of the same runs, with the same seed, turn together."""
+    return Lazy(len(dictionaries), lambda run: _turned(dictionaries, run, _generator(seed, 0, run)))
 
 
 def permuted_control(dictionary: Any, *, copies: int = 3, draws: int = 1, seed: int = 0, **options: Any) -> Control:
@@ -136,6 +140,12 @@ def _control(kind: str, runs: int, draws: int, make: Callable[[int, int], Tensor
         return feature_stability(Lazy(runs, lambda run: make(draw, run)), **options)
 
     return Control(kind, [one(draw) for draw in range(draws)])
+
+
+def _turned(dictionaries: Sequence[Any], run: int, generator: torch.Generator) -> Tensor:
+    rows = as_dictionary(dictionaries[run], f"dictionaries[{run}]")
+    rotation = random_rotation(rows.shape[1], generator).to(rows.device)
+    return (rows.to(torch.float64) @ rotation).to(rows.dtype)
 
 
 def _generator(seed: int, draw: int, run: int) -> torch.Generator:

@@ -93,19 +93,21 @@ def predict_stability(
     stability: FeatureStability,
     train: int = 0,
     *,
+    anchors: Sequence[int] | None = None,
     confidence: float = 0.95,
     draws: int = 20,
     seed: int = 0,
 ) -> StabilityPredictor:
-    """Fits stable against unstable on one run's live latents, and judges on those of every other run.
+    """Fits stable against unstable on one run's live latents, and judges on those of every other anchor.
 
     The undecided middle is left out, as in the definition of the two groups: areas are larger than for all latents. A
     test run's latents are in part the features it was fitted on: what is held out is the seed, not the feature.
 
     Args:
-        statistics: of every run, in the order of `stability`, over the same rows.
-        stability: of the same runs.
-        train: the run to fit on.
+        statistics: of each anchor, over the same rows.
+        stability: of all runs.
+        train: the run to fit on, an anchor.
+        anchors: which runs the statistics are of; default all, in the order of `stability`.
         draws: permutations of the labels for the null, from `seed`.
 
     Raises:
@@ -114,13 +116,14 @@ def predict_stability(
     Source: the protocol is ours; the trap of dead latents (AUROC 0.981 with 60 % dead) is told by a replication of
     Gerasimov et al. 2026.
     """
-    runs = len(stability.sizes)
-    check_anchors(statistics, stability, range(runs))
-    if not 0 <= train < runs:
-        raise ValueError(f"train: expected 0..{runs - 1}, got {train}")
-    test = [run for run in range(runs) if run != train]
-    groups = [_groups(statistics[run], stability, run) for run in range(runs)]
-    inputs = [_inputs(found) for found in statistics]
+    chosen = list(range(len(stability.sizes))) if anchors is None else list(anchors)
+    check_anchors(statistics, stability, chosen)
+    if train not in chosen:
+        raise ValueError(f"train: expected an anchor, one of {chosen}, got {train}")
+    by_run = dict(zip(chosen, statistics, strict=True))
+    test = [run for run in chosen if run != train]
+    groups = {run: _groups(found, stability, run) for run, found in by_run.items()}
+    inputs = {run: _inputs(found) for run, found in by_run.items()}
     if min(int(group.sum()) for group in groups[train]) < 2:
         sizes = [int(group.sum()) for group in groups[train]]
         raise ValueError(f"train: expected at least 2 stable and 2 unstable latents, got {sizes[0]} and {sizes[1]}")
@@ -133,13 +136,13 @@ def predict_stability(
     for _ in range(draws):
         permuted = _Fit(x, label[torch.randperm(len(label), generator=generator)])
         null.append(_mean([_area(permuted.score(inputs[run]), groups[run], confidence) for run in test]))
-    names = list(statistics[train].table())
+    names = list(by_run[train].table())
     single = {}
     for q, name in enumerate(names):
         direction = 1 if _area(inputs[train][:, q], groups[train], confidence).value >= 0.5 else -1
         single[name] = _mean([_area(direction * inputs[run][:, q], groups[run], confidence) for run in test])
-    with_dead = _with_dead(statistics, stability, train, test, confidence)
-    dead = [int((~(stability.live[run, : stability.sizes[run]] & statistics[run].live)).sum()) for run in test]
+    with_dead = _with_dead(by_run, stability, train, test, confidence)
+    dead = [int((~(stability.live[run, : stability.sizes[run]] & by_run[run].live)).sum()) for run in test]
     return StabilityPredictor(
         names,
         fitted.weight,
@@ -212,7 +215,7 @@ def _area(score: Tensor, groups: tuple[Tensor, Tensor], confidence: float) -> Au
 
 
 def _with_dead(
-    statistics: Sequence[ActivationStatistics],
+    statistics: dict[int, ActivationStatistics],
     stability: FeatureStability,
     train: int,
     test: Sequence[int],
@@ -220,14 +223,14 @@ def _with_dead(
 ) -> float:
     """The whole procedure again, dead latents among the unstable ones, with 0 for what is not known of them and half a
     firing for the frequency of those without any."""
-    inputs, groups = [], []
-    for run, found in enumerate(statistics):
+    inputs, groups = {}, {}
+    for run, found in statistics.items():
         x = _inputs(found).nan_to_num(0.0)
         x[:, 0] = (found.counts.double().clamp(min=0.5) / found.rows).log10()
         size = stability.sizes[run]
         dead = ~(stability.live[run, :size] & found.live)
-        inputs.append(x)
-        groups.append((stability.stable[run, :size] & ~dead, stability.unstable[run, :size] | dead))
+        inputs[run] = x
+        groups[run] = (stability.stable[run, :size] & ~dead, stability.unstable[run, :size] | dead)
     fitted = _Fit(*_labelled(inputs[train], groups[train]))
     return _mean([_area(fitted.score(inputs[run]), groups[run], confidence) for run in test])
 

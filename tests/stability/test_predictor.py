@@ -49,6 +49,18 @@ def test_statistics_that_say_nothing_predict_nothing_unless_dead_latents_count()
     assert found.to_json()["with_dead"] == found.with_dead
 
 
+def test_some_runs_as_anchors():
+    """Runs 1 and 3 of four: fitted on 3 and judged on 1, which is what all four anchors give for that pair."""
+    statistics, stability = example()
+    few = predict_stability([statistics[1], statistics[3]], stability, 3, anchors=[1, 3])
+    every = predict_stability(statistics, stability, 3)
+    assert few.test == [1]
+    assert few.heldout == [every.heldout[1]]
+    assert few.dead == [every.dead[1]]
+    with pytest.raises(ValueError, match=r"one of \[1, 3\], got 0"):
+        predict_stability([statistics[1], statistics[3]], stability, anchors=[1, 3])
+
+
 def test_fit_is_the_minimum():
     """The gradient of the penalised log loss vanishes. Planted: penalty left out of the gradient; caught."""
     x = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1.0, 10.0, 0.1]) + 2
@@ -66,7 +78,7 @@ def test_fit_is_the_minimum():
 
 def test_errors():
     statistics, stability = example()
-    with pytest.raises(ValueError, match=r"train: expected 0\.\.3, got 4"):
+    with pytest.raises(ValueError, match=r"train: expected an anchor, one of \[0, 1, 2, 3\], got 4"):
         predict_stability(statistics, stability, 4)
     with pytest.raises(ValueError, match=r"anchors: expected one of 0\.\.3 for each of 3"):
         predict_stability(statistics[:3], stability)

@@ -26,7 +26,7 @@ def test_settings_come_back_from_json():
 
 
 def test_unknown_names_and_values_are_refused():
-    with pytest.raises(ValueError, match=r"experiments.run: expected names among masking.*, got 'maskin'"):
+    with pytest.raises(ValueError, match=r"experiments.run: expected names among .*masking.*, got 'maskin'"):
         ExperimentsConfig(run=("maskin",))
     with pytest.raises(ValueError, match="every name once"):
         ExperimentsConfig(run=("masking", "masking"))

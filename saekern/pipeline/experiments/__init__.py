@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saekern.pipeline.experiments import masking
+from saekern.pipeline.experiments import convergence, excess, masking, statistics, strict_rule, thresholds
 
 if TYPE_CHECKING:
     from saekern.pipeline.lab import Lab
@@ -30,5 +30,10 @@ class Experiment(NamedTuple):
 
 # In the order in which they run.
 EXPERIMENTS = {
+    "thresholds": Experiment(thresholds.run),
+    "convergence": Experiment(convergence.run),
+    "strict_rule": Experiment(strict_rule.run),
+    "excess": Experiment(excess.run),
+    "statistics": Experiment(statistics.run, needs=("rows", "text")),
     "masking": Experiment(masking.run, needs=("rows",)),
 }

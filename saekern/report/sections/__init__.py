@@ -2,11 +2,25 @@
 
 from saekern.report.results import Results
 from saekern.report.section import Section
-from saekern.report.sections import masking, nulls, variants
+from saekern.report.sections import (
+    convergence,
+    excess,
+    masking,
+    nulls,
+    statistics,
+    strict_rule,
+    thresholds,
+    variants,
+)
 
 # Experiment -> its module, in the order of the page. Each has a TITLE and `section(found, results)`.
 SECTIONS = {
+    "thresholds": thresholds,
+    "convergence": convergence,
+    "strict_rule": strict_rule,
+    "excess": excess,
     "nulls": nulls,
+    "statistics": statistics,
     "masking": masking,
     "variants": variants,
 }
