@@ -17,6 +17,7 @@ import tempfile
 import weakref
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -72,10 +73,12 @@ class Problem:
             if not torch.equal(mine, wanted):
                 raise WrongAnswer(f"parameter {number} of all members' differs from the run alone")
         out = self.out(provider)
-        for seed in range(self.seeds) if out is not None else ():
+        if out is None:
+            return
+        for seed in range(self.seeds):
             for name in FILES:
-                mine, wanted = (folder / f"{seed:03d}" / name for folder in (out, out.with_name("expected")))
-                if mine.read_bytes() != wanted.read_bytes():
+                file = f"{seed:03d}/{name}"
+                if (out / file).read_bytes() != (out.with_name("expected") / file).read_bytes():
                     raise WrongAnswer(f"{name} of member {seed} differs from the run alone")
 
 
@@ -83,7 +86,7 @@ def trained(problem: Problem, provider: str) -> Run:
     """ "saekern": the bank; "runs": one run after another."""
     saes: list[saekern.TopKSAE] = []
     out = problem.out(provider)
-    options = {"progress": False, "snapshot_dtype": torch.float16 if problem.writes else None}
+    options: dict[str, Any] = {"progress": False, "snapshot_dtype": torch.float16 if problem.writes else None}
 
     def prepare() -> None:
         saes[:] = problem.members()
