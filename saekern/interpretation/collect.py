@@ -66,7 +66,7 @@ class _Layout:
 
 
 class _Firings:
-    """The firings in those windows of each latent that come first in a random order, at most `caps` of them in each half.
+    """The firings in those windows of each latent that come first in a random order, at most `caps` in each half.
 
     A window that is dropped would be dropped later too, so that neither batches nor merging change what is kept.
     """

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
@@ -42,7 +41,7 @@ class InterpretationComparison:
         """Plain numbers; None for NaN."""
         lines = {}
         for name, found in self.differences.items():
-            line = {key: _finite(value) for key, value in found._asdict().items() if key != "effect"}
+            line: dict[str, Any] = {key: _finite(value) for key, value in found._asdict().items() if key != "effect"}
             line["effect"] = {key: _finite(value) for key, value in found.effect._asdict().items()}
             lines[name] = line | {"latents": list(self.latents[name])}
         return {"confidence": self.confidence, "interval": "Welch's t; effect: DeLong; over latents", "lines": lines}

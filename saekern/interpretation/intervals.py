@@ -17,8 +17,8 @@ def wilson(hits: Tensor, total: Tensor, confidence: float = 0.95) -> tuple[Tenso
 def balanced_interval(
     hits: tuple[int, int], totals: tuple[int, int], confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """½(p₁ + p₂) of two independent shares, and its interval: the distances to both Wilson ends, added in squares (Newcombe's
-    way for differences). It does not vanish where both shares are 0 or 1."""
+    """½(p₁ + p₂) of two independent shares, and its interval: the distances to both Wilson ends, added in squares
+    (Newcombe's way for differences). It does not vanish where both shares are 0 or 1."""
     count, total = torch.tensor(hits), torch.tensor(totals)
     share = count.double() / total
     lower, upper = wilson(count, total, confidence)

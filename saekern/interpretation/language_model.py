@@ -11,8 +11,8 @@ from saekern.interpretation.examples import Examples, Passage
 SHOWN = 16  # examples in the prompt, as in KronSAE's protocol
 
 EXPLAIN = """\
-A neuron of a language model reads text token by token. Below are passages of text. The tokens at which the neuron is active \
-are put in << >>.
+A neuron of a language model reads text token by token. Below are passages of text. \
+The tokens at which the neuron is active are put in << >>.
 
 {passages}
 
@@ -41,8 +41,8 @@ Answer:"""
 
 
 class LanguageModelExplainer:
-    """Shows a language model 16 examples at random among those of above-median activation, the firing tokens marked, and takes
-    the first line of its greedy continuation.
+    """Shows a language model 16 random examples of above-median activation, the firing tokens marked, and takes the
+    first line of its greedy continuation.
 
     Args:
         model: from `saekern.activations.load_hugging_face(name or folder)`, or `HookedModule(model, tokenizer)`.

@@ -63,9 +63,9 @@ class RuleExplainer:
                 table = _Table(kind, n, windows)
                 if not table.names:
                     continue
-                curve = torch.stack(
-                    [table.accuracy(table.ranked(fold != held), fold == held) for held in (0, 1)]
-                ).mean(0)
+                curve = torch.stack([table.accuracy(table.ranked(fold != held), fold == held) for held in (0, 1)]).mean(
+                    0
+                )
                 strings = table.ranked(torch.ones_like(fold, dtype=torch.bool))
                 for m in range(1, min(MOST, len(strings)) + 1):
                     rule = Rule(kind, n, tuple(table.names[i] for i in strings[:m].tolist()))
@@ -78,8 +78,8 @@ class RuleExplainer:
 
 
 class RuleJudge:
-    """Applies a rule: a passage is answered yes if the rule holds somewhere in it, marks by the share of them at which it
-    holds, of which a half is yes."""
+    """Applies a rule: a passage is answered yes if the rule holds somewhere in it, marks by the share of them at which
+    it holds, of which a half is yes."""
 
     def __call__(self, explanation: Any, passages: Sequence[Passage]) -> list[float]:
         if not isinstance(explanation, Rule):

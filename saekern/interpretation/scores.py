@@ -1,4 +1,4 @@
-"""Detection and fuzzing: does an explanation of a latent tell where it fires, on text that the explainer has not seen?"""
+"""Detection and fuzzing: does an explanation of a latent tell where it fires, on text that its author has not seen?"""
 
 import random
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from saekern.activations import ActivationCache
 from saekern.interpretation.collect import collect
-from saekern.interpretation.examples import Explainer, Examples, Judge, Passage
+from saekern.interpretation.examples import Examples, Explainer, Judge, Passage
 from saekern.interpretation.intervals import balanced_interval
 from saekern.stability.means import MeanInterval, mean_interval
 
@@ -38,10 +38,12 @@ class InterpretationScores:
     latents: Tensor
     """[L] int64, in the order asked for."""
     detection: Tensor
-    """[L, 5] float64: balanced accuracy ½(TPR + TNR) of "the latent fires in this window", the ends of its interval, TPR, TNR."""
+    """[L, 5] float64: balanced accuracy ½(TPR + TNR) of "the latent fires in this window", the ends of its interval,
+    TPR, TNR."""
     fuzzing: Tensor
-    """[L, 5] float64: the same of "these tokens are where it fires": half of the marks are right, a quarter wrong in windows
-    in which it fires, a quarter random in windows in which it does not. NaN for a latent that fires on all or none of a window."""
+    """[L, 5] float64: the same of "these tokens are where it fires": half of the marks are right, a quarter wrong in
+    windows in which it fires, a quarter random in windows in which it does not. NaN for a latent that fires on all or
+    none of a window."""
     mislabelled_caught: Tensor
     """[L] float64: share of the wrong marks in windows in which it fires that are answered no."""
     null_detection: Tensor
@@ -129,9 +131,10 @@ def interpretation_scores(
 ) -> InterpretationScores:
     """Explains each latent from the even sequences and lets the explanation be judged on the odd ones.
 
-    Windows are `size` tokens; in a negative one the latent fires nowhere, nor in the `lead` tokens shown before it. The judge gets
-    at most 8 passages at a time, in random order. Detection has at most 64 positives and 64 negatives. In fuzzing
-    marks are as many in wrong as in right passages; the numbers of the kinds are 2 : 1 : 1 exactly, no window twice.
+    Windows are `size` tokens; in a negative one the latent fires nowhere, nor in the `lead` tokens shown before it. The
+    judge gets at most 8 passages at a time, in random order. Detection has at most 64 positives and 64 negatives. In
+    fuzzing marks are as many in wrong as in right passages; the numbers of the kinds are 2 : 1 : 1 exactly, and no
+    window comes twice.
 
     Args:
         sae: has `encode_sparse(x)` and `dictionary` [F, D]. A latent fires where its code is not zero.
@@ -146,8 +149,8 @@ def interpretation_scores(
         batch: rows at a time.
 
     Raises:
-        ValueError: a cache without tokens or of another width than the SAE's, latents repeated or not there, fewer than two
-            sequences, a judge that does not answer each passage by a number from 0 to 1.
+        ValueError: a cache without tokens or of another width than the SAE's, latents repeated or not there, fewer than
+            two sequences, a judge that does not answer each passage by a number from 0 to 1.
 
     Source: scores and numbers as in KronSAE (arXiv 2505.22255, appendix D); ours are the split by sequence, the tokens
     before a window, the intervals and the null.
@@ -260,7 +263,10 @@ def _answers(judge: Judge, explanation: Any, cases: Sequence[tuple[Passage, bool
 
 
 def _score(cases: Sequence[tuple[Passage, bool]], answers: Sequence[bool], confidence: float) -> Score:
-    groups = [[yes == truth for (_, truth), yes in zip(cases, answers, strict=True) if truth is side] for side in (True, False)]
+    groups = [
+        [yes == truth for (_, truth), yes in zip(cases, answers, strict=True) if truth is side]
+        for side in (True, False)
+    ]
     hits, totals = (sum(groups[0]), sum(groups[1])), (len(groups[0]), len(groups[1]))
     if 0 in totals:
         return Score(*[float("nan")] * 5)

@@ -21,20 +21,19 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz    "
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """300 sequences of 94 random letters and a BOS. Latent 0 fires on "e", 1 on "e" behind "h", 2 on 2 % of rows at
+    """400 sequences of 94 random letters and a BOS. Latent 0 fires on "e", 1 on "e" behind "h", 2 on 2 % of rows at
     random, 3 never, 4 always, 5 on "x" and "q", 6 on three rows of all."""
     generator = torch.Generator().manual_seed(0)
-    letters = torch.randint(0, len(ALPHABET), (300, 94), generator=generator)
+    letters = torch.randint(0, len(ALPHABET), (400, 94), generator=generator)
     letters[:, 1::7] = ALPHABET.index("h")
-    letters[:, 2::9] = ALPHABET.index("e")
     text = torch.tensor([ord(c) for c in ALPHABET])[letters]
-    tokens = torch.cat([torch.zeros(300, 1, dtype=torch.int64), text], 1)
-    codes = torch.zeros(300, 94, 7)
-    strength = torch.rand(300, 94, generator=generator) + 0.1
+    tokens = torch.cat([torch.zeros(400, 1, dtype=torch.int64), text], 1)
+    codes = torch.zeros(400, 94, 7)
+    strength = torch.rand(400, 94, generator=generator) + 0.1
     e, h = text == ord("e"), text == ord("h")
     codes[..., 0] = strength * e
     codes[:, 1:, 1] = (strength * e)[:, 1:] * h[:, :-1]
-    codes[..., 2] = strength * (torch.rand(300, 94, generator=generator) < 0.02)
+    codes[..., 2] = strength * (torch.rand(400, 94, generator=generator) < 0.02)
     codes[..., 4] = strength
     codes[..., 5] = strength * ((text == ord("x")) | (text == ord("q")))
     codes[:3, 5, 6] = 1.0
@@ -66,7 +65,8 @@ def test_known_latents(cache):
         assert scores[2, 1] < 0.5 < scores[2, 2]
     assert found.positives.tolist() == [64] * 4
     assert found.negatives.tolist() == [64] * 4
-    assert found.firings.tolist() == [int((cache.take(torch.arange(len(cache)))[:, i] != 0).sum()) for i in (0, 1, 2, 5)]
+    codes = cache.take(torch.arange(len(cache)))
+    assert found.firings.tolist() == (codes != 0).sum(0)[[0, 1, 2, 5]].tolist()
 
 
 def test_to_json(cache):
@@ -88,9 +88,9 @@ def test_batches_change_nothing(cache, batch, monkeypatch):
 
 
 def test_seed_decides(cache):
-    a, b, c = (scored(cache, [2], seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(a.detection, b.detection)
-    assert not torch.equal(a.detection, c.detection)
+    a, b, c = (scored(cache, [0, 1, 2], seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(a.fuzzing, b.fuzzing)
+    assert not torch.equal(a.fuzzing, c.fuzzing)
 
 
 def test_permuted_explanations_say_nothing(cache):
@@ -132,7 +132,7 @@ def test_what_the_judge_is_asked(cache):
     asked = [passage for part in judge.asked for passage in part]
     detect = [p for p in asked if p.marks is None]
     fuzz = [p for p in asked if p.marks is not None]
-    assert len(detect) == 128 and len(fuzz) == 128
+    assert [len(detect), len(fuzz)] == [128, 128]
     says_e = ["e" in p.pieces[p.start :] for p in detect]
     assert sum(says_e) == 64
     assert 16 < sum(says_e[:64]) < 48
@@ -153,7 +153,7 @@ def test_explainer_and_judge_see_different_sequences(cache):
     """Planted: both halves for both; caught."""
     contexts = collect(DirectSAE(7), cache, torch.tensor([0]), seed=0)
     lines = [bytes(line[1:].tolist()).decode() for line in cache.tokens]
-    texts = {half: {line for line in lines[half::2]} for half in (0, 1)}
+    texts = {half: set(lines[half::2]) for half in (0, 1)}
     for half, examples in enumerate((contexts.explained(0), contexts.judged(0))):
         for example in examples.positives + examples.negatives:
             text = "".join(example.pieces)
@@ -177,16 +177,16 @@ def test_windows_by_hand(tmp_path):
     assert (first.fires, first.silent, first.largest) == ((3,), (0, 1, 2), 2.0)
     assert contexts.explained(0).negatives == []  # efgh is shown with cd before it, and d fires
     assert contexts.firings.tolist() == [4]
-    assert contexts.judged(0).positives == [(list("ABCD"), 0, [0, 0, 0, 0])] or True
     (second,) = contexts.judged(0).positives
-    assert second == (list("CDEFGH"), 2, [None, None, 4, 0, 0, 0])[:0] or "".join(second.pieces) in ("ABCD", "CDEFGH")
+    assert second == (list("ABCD"), 0, [0, 0, 0, 4])
+    assert contexts.judged(0).negatives == []
 
 
 def test_errors(cache, tmp_path):
     with pytest.raises(ValueError, match="expected the SAE's width 3, got 7"):
         interpretation_scores(DirectSAE(3), cache, torch.tensor([0]), RuleExplainer(), RuleJudge(), seed=0)
+    bare = write_cache(tmp_path / "bare", None, torch.ones(4, 7))
     with pytest.raises(ValueError, match="holds no tokens"):
-        bare = write_cache(tmp_path / "bare", None, torch.ones(4, 7))
         scored(bare, [0])
     with pytest.raises(ValueError, match="expected at least two sequences"):
         scored(write_cache(tmp_path / "one", torch.zeros(1, 5, dtype=torch.int64), torch.ones(4, 7)), [0])
@@ -205,7 +205,8 @@ def test_errors(cache, tmp_path):
 
 def test_no_latent_can_be_scored(cache):
     found = scored(cache, [3, 6])
-    assert found.latents.tolist() == [] and found.detection.shape == (0, 5)
+    assert found.latents.tolist() == []
+    assert found.detection.shape == (0, 5)
     assert found.mean("detection").mean is None
     json.dumps(found.to_json(), allow_nan=False)
 

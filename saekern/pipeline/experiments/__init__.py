@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saekern.pipeline.experiments import convergence, excess, masking, statistics, strict_rule, thresholds
+from saekern.pipeline.experiments import (
+    convergence,
+    excess,
+    interpretation,
+    masking,
+    statistics,
+    strict_rule,
+    thresholds,
+)
 
 if TYPE_CHECKING:
     from saekern.pipeline.lab import Lab
@@ -36,4 +44,5 @@ EXPERIMENTS = {
     "excess": Experiment(excess.run),
     "statistics": Experiment(statistics.run, needs=("rows", "text")),
     "masking": Experiment(masking.run, needs=("rows",)),
+    "interpretation": Experiment(interpretation.run, needs=("rows", "text"), variants=True),
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from saekern.pipeline.experiments import EXPERIMENTS
 from saekern.pipeline.experiments.convergence import ConvergenceSettings
 from saekern.pipeline.experiments.excess import ExcessSettings
+from saekern.pipeline.experiments.interpretation import InterpretationSettings
 from saekern.pipeline.experiments.masking import MaskingSettings
 from saekern.pipeline.experiments.statistics import StatisticsSettings
 from saekern.pipeline.experiments.strict_rule import StrictRuleSettings
@@ -23,6 +24,9 @@ class ExperimentsConfig:
 
     excess: ExcessSettings = field(default_factory=ExcessSettings)
     """Reappearance beyond chance."""
+
+    interpretation: InterpretationSettings = field(default_factory=InterpretationSettings)
+    """How well explanations of latents tell where they fire."""
 
     masking: MaskingSettings = field(default_factory=MaskingSettings)
     """What is lost when stable or unstable latents are masked."""

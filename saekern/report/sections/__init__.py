@@ -5,6 +5,7 @@ from saekern.report.section import Section
 from saekern.report.sections import (
     convergence,
     excess,
+    interpretation,
     masking,
     nulls,
     statistics,
@@ -23,6 +24,7 @@ SECTIONS = {
     "statistics": statistics,
     "masking": masking,
     "variants": variants,
+    "interpretation": interpretation,
 }
 
 
