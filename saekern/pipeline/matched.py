@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saekern import matching, stability
 from saekern.matching import PairStore
-from saekern.pipeline import measure
+from saekern.pipeline import existing, measure
 from saekern.pipeline.config import VariantConfig
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import write_json
@@ -157,6 +157,7 @@ def compare(sources: Sources) -> dict[str, Any]:
     for axis in dict.fromkeys(arm["axis"] for arm in arms):
         members = [main, *(arm for arm in arms if arm["axis"] == axis)]
         if axis in ORDERED:
+            members = [arm for arm in members if place(axis, arm) is not None]  # what is not known of given SAEs
             members.sort(key=lambda arm: place(axis, arm))
         axes[axis] = {"arms": [arm["variant"] for arm in members]}
         if axis in ORDERED and place(axis, members[0]) != place(axis, members[-1]):
@@ -172,7 +173,8 @@ def compare(sources: Sources) -> dict[str, Any]:
 def _main(sources: Sources, most: int) -> dict[str, Any]:
     """The study's own seeds as an arm. Raw mean p and EV are of all of them; the shares, which depend on the number of
     comparisons, and what is centred are of as many as the largest variant has."""
-    config, folder = sources.config, sources.folder / "results"
+    config, folder, given = sources.config, sources.folder / "results", sources.described()
+    existing.check_equal("latents", given, config.saes)
     live = [~mask for mask in measure.dead_masks(sources)]
     few = min(most, config.seeds)
     summary, _ = judge(sources, sources.dictionaries[:few], live[:few])
@@ -186,13 +188,13 @@ def _main(sources: Sources, most: int) -> dict[str, Any]:
     points = measure.read_json(folder / "evaluation.json")["seeds"]
     return {
         "variant": MAIN,
-        "arch": config.sae.arch,
-        "d_sae": config.sae.d_sae,
-        "k": config.sae.k,
+        "arch": given[0]["architecture"] if given else config.sae.arch,
+        "d_sae": len(live[0]),
+        "k": given[0]["k"] if given else config.sae.k,
         "rows_from": "model",
         "model": config.activations.model,
         "hook": config.activations.hook,
-        "train_rows": config.train.rows,
+        "train_rows": None if given else config.train.rows,
         "axis": None,
         "rotated": rotated,
         **summary,

@@ -154,7 +154,7 @@ def test_variants_stand_beside_the_studys_seeds(armed):
 
 
 def test_a_change_of_one_kind_of_rows_remakes_its_variants_alone(armed, monkeypatch):
-    """Planted: `hook` of the study among the settings of variants with a hook of their own; caught."""
+    """Planted: the axis among the settings of the seeds; caught."""
     config, folder, _ = armed
     monkeypatch.setattr(activations, "tiny_model", stand_in.StandIn)
     renamed = dataclasses.replace(ARMS[-1], axis="architecture")
@@ -166,18 +166,17 @@ def test_a_change_of_one_kind_of_rows_remakes_its_variants_alone(armed, monkeypa
 
 
 def test_shares_and_their_jackknife():
-    """By hand: three runs of two latents. Latent 0 is found everywhere, latent 1 by run 0 in run 1 alone; it is dead in
-    run 2. Without run 2, p is (1 + 1)/2 in run 0 and 1/2 in run 1."""
-    found = torch.zeros(3, 3, 2, dtype=torch.bool)
+    """By hand: three runs. Latent 0 is found everywhere, latent 1 by runs 0 and 1 in each other, latent 2 is dead. Mean
+    p without run 2 is 1, without another ½: the jackknife's SE is 1/3, and t of 2 degrees of freedom 4.3027."""
+    found = torch.zeros(3, 3, 3, dtype=torch.bool)
     found[:, :, 0] = ~torch.eye(3, dtype=torch.bool)
-    found[0, 1, 1] = True
-    live = torch.tensor([[True, True], [True, True], [True, False]])
+    found[0, 1, 1] = found[1, 0, 1] = True
+    live = torch.tensor([[True, True, False]] * 3)
     made = estimates(found, live, 0.05)
-    assert made["mean_probability"]["mean"] == pytest.approx((0.75 + 0.5 + 1) / 3)
-    assert made["stable"]["mean"] == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert made["unstable"]["mean"] == pytest.approx((0 + 0.5 + 0) / 3)
-    without = torch.tensor([0.75, 0.75, 0.75])  # (1/2 + 1)/2, (1/2 + 1)/2, (1 + 1/2)/2
-    assert made["mean_probability"]["high"] - made["mean_probability"]["mean"] == pytest.approx(float(without.std()))
+    assert made["mean_probability"]["mean"] == pytest.approx(2 / 3)
+    assert made["mean_probability"]["high"] == pytest.approx(2 / 3 + 4.302653 / 3)
+    assert made["stable"]["mean"] == pytest.approx(1 / 2)
+    assert made["unstable"]["mean"] == pytest.approx(1 / 6)
 
 
 def test_differences_are_welchs():

@@ -98,12 +98,12 @@ def _beside(name: str, members: list[dict[str, Any]], main: str) -> list[str]:
         if name != "model" and (stable, fit) in (("more", "less"), ("less", "more")):
             both.append(arm["variant"])
     words = {
-        "more": "More stable than the study's SAE",
-        "less": "Less stable",
-        "same": "Not measurably different in stability",
-        "unknown": "Too few seeds to compare",
+        "more": "more stable than the study's SAE",
+        "less": "less stable",
+        "same": "not measurably different in stability",
+        "unknown": "too few seeds to compare",
     }
-    listed = [f"{words[kind].lower()}: {', '.join(names)}" for kind, names in groups.items() if names]
+    listed = [f"{words[kind]}: {', '.join(names)}" for kind, names in groups.items() if names]
     text = "; ".join(listed)
     sentences = [f"By {name}, {text}."]
     if name != "model":
