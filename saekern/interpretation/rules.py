@@ -63,9 +63,9 @@ class RuleExplainer:
                 table = _Table(kind, n, windows)
                 if not table.names:
                     continue
-                curve = torch.stack(
-                    [table.accuracy(table.ranked(fold != held), fold == held) for held in (0, 1)]
-                ).mean(0)
+                curve = torch.stack([table.accuracy(table.ranked(fold != held), fold == held) for held in (0, 1)]).mean(
+                    0
+                )
                 strings = table.ranked(torch.ones_like(fold, dtype=torch.bool))
                 for m in range(1, min(MOST, len(strings)) + 1):
                     rule = Rule(kind, n, tuple(table.names[i] for i in strings[:m].tolist()))

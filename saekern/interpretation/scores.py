@@ -260,7 +260,10 @@ def _answers(judge: Judge, explanation: Any, cases: Sequence[tuple[Passage, bool
 
 
 def _score(cases: Sequence[tuple[Passage, bool]], answers: Sequence[bool], confidence: float) -> Score:
-    groups = [[yes == truth for (_, truth), yes in zip(cases, answers, strict=True) if truth is side] for side in (True, False)]
+    groups = [
+        [yes == truth for (_, truth), yes in zip(cases, answers, strict=True) if truth is side]
+        for side in (True, False)
+    ]
     hits, totals = (sum(groups[0]), sum(groups[1])), (len(groups[0]), len(groups[1]))
     if 0 in totals:
         return Score(*[float("nan")] * 5)

@@ -74,8 +74,8 @@ def test_same_start_and_order_is_one_run(rows):
 
 
 def test_trainings_in_a_folder_have_the_same_bits(rows, tmp_path, monkeypatch):
-    """With `out` the same table, after a kill in the middle too; a finished folder is only read. All kinds of arms: with
-    the constraint, whose dictionary is computed, and with free norms.
+    """With `out` the same table, after a kill in the middle too; a finished folder is only read. All kinds of arms:
+    with the constraint, whose dictionary is computed, and with free norms.
     Planted: snapshots loaded in descending order, so that EV is of the start; caught."""
     arms = [arm(F, K), arm(F, K, start="kmeans-own", normalisation="identity")]
     arms += [arm(F, K, start="data", constraint=True, normalisation="identity"), *notebook_arms(F, K, points=8)]

@@ -3,13 +3,18 @@
 from saekern.report.results import Results
 from saekern.report.section import Section
 from saekern.report.sections import (
+    archetypal,
     convergence,
     excess,
+    initialisation,
     masking,
+    notebooks,
     nulls,
     statistics,
     strict_rule,
+    synthetic,
     thresholds,
+    trajectories,
     variants,
 )
 
@@ -22,6 +27,11 @@ SECTIONS = {
     "nulls": nulls,
     "statistics": statistics,
     "masking": masking,
+    "synthetic": synthetic,
+    "initialisation": initialisation,
+    "notebooks": notebooks,
+    "trajectories": trajectories,
+    "archetypal": archetypal,
     "variants": variants,
 }
 
