@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saekern.pipeline.lab import Lab
 
 WIDTH, LATENTS, PARTS = 64, 40, 4
+EPOCHS = 2
 TRAINING = TrainConfig(rows=100_000, batch_size=256, lr=3e-3, dead_after=10_000)
 LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 CLASSES: dict[str, bytes] = {
@@ -68,14 +69,21 @@ def run(lab: "Lab", settings: ArchetypalSettings, work: Path) -> dict[str, Any]:
     path = work / "collages.json"
     if not path.exists():
         found = stability.collage_benchmark(
-            collage_arms(), sets=settings.sets, count=settings.rows, width=WIDTH, parts=PARTS, seed=settings.seed
+            collage_arms(settings.rows),
+            sets=settings.sets,
+            count=settings.rows,
+            width=WIDTH,
+            parts=PARTS,
+            seed=settings.seed,
         )
         write_json(path, found.to_json())
     return {"collages": json.loads(path.read_text(encoding="utf-8")), "classes": _classes(lab, settings)}
 
 
-def collage_arms() -> dict[str, Callable[[Any, int], Any]]:
-    """Name → a function that makes and trains an SAE from rows and a seed. Points are each set's own."""
+def collage_arms(count: int) -> dict[str, Callable[[Any, int], Any]]:
+    """Name → a function that makes and trains an SAE from `count` rows and a seed. Points are each
+    set's own."""
+    config = dataclasses.replace(TRAINING, rows=EPOCHS * count)
     free = {"normalisation": "identity", "constraint": True, "start": "kmeans-own", "points": 4 * LATENTS}
     recipes: dict[str, dict[str, Any]] = {
         "TopK": {},
@@ -87,7 +95,7 @@ def collage_arms() -> dict[str, Callable[[Any, int], Any]]:
     def trained(recipe: dict[str, Any]) -> Callable[[Any, int], Any]:
         made = stability.arm(LATENTS, PARTS, **recipe)
         return lambda rows, seed: (
-            train(made.make(seed, rows), rows, dataclasses.replace(TRAINING, data_seed=seed), progress=False).sae
+            train(made.make(seed, rows), rows, dataclasses.replace(config, data_seed=seed), progress=False).sae
         )
 
     return {name: trained(recipe) for name, recipe in recipes.items()}
