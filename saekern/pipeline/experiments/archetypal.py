@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import saekern.sae
 from saekern import stability
 from saekern.activations import TensorRows
 from saekern.pipeline.check import require
@@ -110,10 +109,9 @@ def _classes(lab: "Lab", settings: ArchetypalSettings) -> dict[str, Any] | None:
     directions = stability.class_directions(rows, labels)
     arms: dict[str, list[Any]] = {"main arm": [lab.saes[i] for i in range(min(settings.seeds, lab.seeds))]}
     for variant in lab.config.variants:
-        if variant.sae.arch == "archetypal":
-            folder = lab.sources.folder / "variants" / variant.name
-            paths = [folder / f"{i:03d}" for i in range(min(settings.seeds, variant.seeds))]
-            arms[variant.name] = [saekern.sae.load(path, device=lab.config.device) for path in paths]
+        if variant.sae.arch == "archetypal" and lab.sources.row_source(variant.name).own:
+            saes = lab.sources.variant_saes(variant.name)
+            arms[variant.name] = [saes[i] for i in range(min(settings.seeds, len(saes)))]
     names, lines, by_class = list(CLASSES), [], []
     for arm, saes in arms.items():
         found = [stability.class_benchmark(sae, rows, labels, directions, seed=settings.seed) for sae in saes]
