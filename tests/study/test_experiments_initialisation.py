@@ -7,7 +7,7 @@ from saekern.pipeline.experiments.initialisation import ARMS, InitialisationSett
 
 pytest.importorskip("matplotlib")
 SMALL = InitialisationSettings(arms=("random, l2, tied", "kmeans-shared, l2, tied"), seeds=3, rows=2560)
-SHARED = "Shared initialisation: D(0) = 0, agreement is not stabilisation"
+SHARED = "shared initialisation: D(0) = 0, agreement is not stabilisation"
 
 
 def test_shared_starts_are_said_on_the_page(experiment):
@@ -19,7 +19,8 @@ def test_shared_starts_are_said_on_the_page(experiment):
     assert shared["raw"]["initial_all"]["mean"] == 0
     assert shared["centered"]["stabilisation_index"] is None
     assert apart["raw"]["initial"]["mean"] > 0.2
-    assert f"{SHARED}: kmeans-shared, l2, tied." in page
+    assert f"1 of 2 arms: {SHARED}." in page
+    assert f"Kmeans-shared, l2, tied: {SHARED}" in page
     assert '<section id="initialisation">' in page
     assert experiment("initialisation", SMALL)[2] == ()
 

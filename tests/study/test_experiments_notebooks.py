@@ -17,7 +17,7 @@ def test_notebooks(experiment):
         assert [arm["shared_init"] for arm in found[rows]["arms"]] == [False, True, True, True]
         assert found[rows]["beside"][0]["published"] == first
         assert {line["sign"] for line in found[rows]["beside"][1:]} <= {"agrees", "disagrees", "undecided"}
-    assert "Rows uncentred: the difference from TopK, random start" in page
+    assert "Rows uncentred: the difference from “TopK, random start”" in page
 
 
 def test_rows_of_a_file(experiment, tmp_path):

@@ -54,17 +54,19 @@ def _verdict(lines: list[dict[str, Any]]) -> str:
     first, sentences = lines[0]["arm"], []
     arms = dict.fromkeys(line["arm"] for line in lines if line["arm"] not in (first, "truth"))
     for metric, name in SHOWN.items():
-        words: dict[str, list[str]] = {"more": [], "less": [], "no measurably different": []}
+        words: dict[str, list[str]] = {"larger": [], "smaller": [], "not measurably different": []}
         for line in lines:
             if line["metric"] == metric and line["arm"] in arms:
-                low, high = line["difference_lower"], line["difference_upper"]
-                known = low is not None and high is not None
-                words[
-                    "more" if known and low > 0 else "less" if known and high < 0 else "no measurably different"
-                ].append(line["arm"])
-        parts = [f"{word}: {'; '.join(names)}" for word, names in words.items() if names]
-        sentences.append(f"On collages, excess {name} beside {first}: {'. '.join(parts)}.")
+                words[_beside(line["difference_lower"], line["difference_upper"])].append(f"“{line['arm']}”")
+        parts = [f"{word} for {', '.join(names)}" for word, names in words.items() if names]
+        sentences.append(f"On collages, {name} over chance is, beside “{first}”, {'; '.join(parts)}.")
     return " ".join(sentences)
+
+
+def _beside(lower: float | None, upper: float | None) -> str:
+    if lower is None or upper is None or lower <= 0 <= upper:
+        return "not measurably different"
+    return "larger" if lower > 0 else "smaller"
 
 
 def _verdict_of_classes(lines: list[dict[str, Any]]) -> str:

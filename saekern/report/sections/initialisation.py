@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Do runs come together, or did they begin together?"
+SHARED = "shared initialisation: D(0) = 0, agreement is not stabilisation"
+MOVED = {
+    1: "end with runs closer together than they began",
+    -1: "with runs farther apart",
+    0: "with neither shown",
+}
 GEOMETRIES = {"raw": "raw cosine", "centered": "centred cosine", "whitened": "whitened cosine"}
 
 
 def section(found: dict[str, Any], results: Results) -> Section:
     arms = found["arms"]
+    said = found["notes"] if any(arm["shared_init"] for arm in arms) else []
     drawing = Drawing("initialisation", "Distance between runs, before and after", 11.0, partial(_draw, found))
     notes = (
         f"{len(arms)} arms of {arms[0]['runs']} TopK SAEs each, F = {found['d_sae']:,}, K = {found['k']}, "
@@ -34,45 +41,38 @@ def section(found: dict[str, Any], results: Results) -> Section:
         verdict=verdict(found),
         tables=(arm_table("initialisation", arms), *distance_tables("initialisation", found)),
         drawings=(drawing,),
-        notes=notes,
+        notes=(*notes, *(f"{note[0].upper()}{note[1:]}." for note in said)),
     )
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """What the intervals allow: the arms that began at one place, and where the others went."""
+    """What the intervals allow: how many arms began at one place, and where the others went; the tables name them."""
     arms, sentences = found["arms"], []
-    shared = [arm["arm"] for arm in arms if arm["shared_init"]]
+    shared = {arm["arm"] for arm in arms if arm["shared_init"]}
     if shared:
-        sentences.append(f"Shared initialisation: D(0) = 0, agreement is not stabilisation: {_names(shared)}.")
-    apart = [arm for arm in arms if not arm["shared_init"]]
-    kinds: dict[str, list[str]] = {"closer together than": [], "farther apart than": [], "": []}
-    for arm in apart:
-        kinds[_moved(arm)].append(arm["arm"])
-    for kind, names in kinds.items():
-        if names and kind:
-            sentences.append(
-                f"From independent beginnings runs end {kind} they began (centred cosine): {_names(names)}."
-            )
-        elif names:
-            sentences.append(f"Neither is shown (centred cosine): {_names(names)}.")
+        sentences.append(f"{len(shared)} of {len(arms)} arms: {SHARED}.")
+    moved = [_moved(arm) for arm in arms if not arm["shared_init"]]
+    if moved:
+        counts = [f"{moved.count(sign)} {words}" for sign, words in MOVED.items() if sign in moved]
+        sentences.append(f"From independent beginnings (centred cosine): {_list(counts)}.")
     gaps = found["differences"]["centered"]
     for word, sign in (("closer together", -1), ("farther apart", 1)):
-        names = [name for name, gap in gaps.items() if _sign(gap) == sign]
+        names = {name for name, gap in gaps.items() if _sign(gap) == sign}
         if names:
-            beside = " (those that began at one place among them)" if set(names) & set(shared) else ""
-            sentences.append(f"Runs end {word} than those of “{arms[0]['arm']}” in: {_names(names)}{beside}.")
+            began = f", {len(names & shared)} of which began at one place" if names & shared else ""
+            sentences.append(f"Runs of {len(names)} arms end {word} than those of “{arms[0]['arm']}”{began}.")
     return " ".join(sentences)
 
 
-def _names(names: list[str]) -> str:
-    return "; ".join(names)
+def _list(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _moved(arm: dict[str, Any]) -> str:
+def _moved(arm: dict[str, Any]) -> int:
     """By both indices, of live latents and of all."""
     live, every = (arm["centered"][name] for name in ("stabilisation_index", "stabilisation_index_all"))
     first, second = (0 if one is None else _sign(one) for one in (live, every))
-    return {1: "closer together than", -1: "farther apart than"}.get(first, "") if first == second else ""
+    return first if first == second else 0
 
 
 def _sign(estimate: dict[str, Any]) -> int:

@@ -47,15 +47,15 @@ def section(found: dict[str, Any], results: Results) -> Section:
 def _verdict(found: dict[str, Any], rows: str) -> str:
     lines = found["beside"]
     signs = {word: [line["arm"] for line in lines if line.get("sign") == word] for word in _WORDS}
-    parts = [f"{text} {', '.join(signs[word])}" for word, text in _WORDS.items() if signs[word]]
+    parts = [f"{text} {_quoted(signs[word])}" for word, text in _WORDS.items() if signs[word]]
     ours, theirs = _order(lines, lambda line: line["ours"]["mean"]), _order(lines, lambda line: line["published"])
     if ours == theirs:
         order = "The order of the mean distances is theirs"
     else:
-        order = f"The order of the mean distances is not theirs: here {' > '.join(ours)}; there {' > '.join(theirs)}"
+        order = f"The order of the mean distances is not theirs: here {ours}; there {theirs}"
     shared = [arm["arm"] for arm in found["arms"] if arm["shared_init"]]
-    said = f" Shared initialisation: D(0) = 0, agreement is not stabilisation: {', '.join(shared)}." if shared else ""
-    return f"Rows {rows}: the difference from {lines[0]['arm']} {'; '.join(parts)}. {order}.{said}"
+    said = f" Shared initialisation: D(0) = 0, agreement is not stabilisation: {_quoted(shared)}." if shared else ""
+    return f"Rows {rows}: the difference from “{lines[0]['arm']}” {'; '.join(parts)}. {order}.{said}"
 
 
 _WORDS = {
@@ -65,8 +65,12 @@ _WORDS = {
 }
 
 
-def _order(lines: list[dict[str, Any]], value: Any) -> list[str]:
-    return [line["arm"] for line in sorted(lines, key=value, reverse=True)]
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"“{name}”" for name in names)
+
+
+def _order(lines: list[dict[str, Any]], value: Any) -> str:
+    return " > ".join(f"“{line['arm']}”" for line in sorted(lines, key=value, reverse=True))
 
 
 def _beside(lines: list[dict[str, Any]], rows: str) -> Table:

@@ -115,8 +115,8 @@ def _draw(cells: list[dict[str, Any]], figure: "Figure") -> tuple[str, str]:
         ax.set_title(title, size=9, color=INK)
     axes[0].set_yticks(range(len(lines)), [f"K {k}, noise {noise:g}" for k, noise in lines])
     caption = (
-        "Light is 0, dark is 1. Isolated features are found; of the block each feature, above chance (second), or the "
-        "space that seeds share (third)."
+        "Light is 0, dark is 1. Isolated features one by one; the block's features one by one, above chance; the space "
+        "of the block's latents, found in other seeds; and how many of these latents other seeds have."
     )
     return caption, "Heat maps over the rank of the block, the noise and K."
 

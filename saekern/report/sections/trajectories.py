@@ -117,7 +117,7 @@ def _draw_distances(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
         _log_steps(ax, one["steps"])
         ax.set(title=GEOMETRIES[name], ylim=(0, None))
     axes[0].set_ylabel("mean of 1 − cosine")
-    axes[0].legend(loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     caption = "Distance between runs (blue) and from each run's own beginning (orange), with intervals over runs."
     return caption, "Curves of the distance between runs and of the movement against the step."
 
@@ -132,7 +132,7 @@ def _draw_latents(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
         _log_steps(ax, one["steps"])
         ax.set(title=GEOMETRIES[name], ylim=(0, 1.02))
     axes[0].set_ylabel("share of live latents")
-    axes[0].legend(loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     caption = (
         "Share of live latents that have come near their own end (orange) and that have, for good, their final "
         "partners in other runs (blue). At the last step every latent is born by definition."
