@@ -23,7 +23,6 @@ GEOMETRIES = {"raw": "raw cosine", "centered": "centred cosine", "whitened": "wh
 
 def section(found: dict[str, Any], results: Results) -> Section:
     arms = found["arms"]
-    said = found["notes"] if any(arm["shared_init"] for arm in arms) else []
     drawing = Drawing("initialisation", "Distance between runs, before and after", 11.0, partial(_draw, found))
     notes = (
         f"{len(arms)} arms of {arms[0]['runs']} TopK SAEs each, F = {found['d_sae']:,}, K = {found['k']}, "
@@ -41,7 +40,7 @@ def section(found: dict[str, Any], results: Results) -> Section:
         verdict=verdict(found),
         tables=(arm_table("initialisation", arms), *distance_tables("initialisation", found)),
         drawings=(drawing,),
-        notes=(*notes, *(f"{note[0].upper()}{note[1:]}." for note in said)),
+        notes=(*notes, *(f"{note[0].upper()}{note[1:]}." for note in found["notes"])),
     )
 
 
