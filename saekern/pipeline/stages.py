@@ -20,6 +20,7 @@ from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.experiments import EXPERIMENTS
 from saekern.pipeline.harvests import harvest_step
 from saekern.pipeline.lab import Lab
+from saekern.pipeline.snapshots import snapshot_steps, trajectory_steps
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import Step, StudyFolder, write_json
 from saekern.pipeline.variants import variant_steps
@@ -126,14 +127,17 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
 
 def _training_settings(config: StudyConfig, plain: dict[str, Any], index: int) -> dict[str, Any]:
     seeds = {"init_seed": config.first_seed + index, "data_seed": measure.data_seed(config, index)}
-    return {"sae": plain["sae"], "train": measure.run_settings(plain["train"]), **seeds}
+    train = measure.run_settings(plain["train"])
+    if trajectory_steps(config, index):
+        train["snapshots"] = list(snapshot_steps(config, index))
+    return {"sae": plain["sae"], "train": train, **seeds}
 
 
 def _train(sources: Sources, index: int, progress: bool, work: Path) -> None:
     config = sources.config
     centred = config.train.pre_bias_rows > 0
     sae = make_sae(config.sae, sources.rows, config.first_seed + index, config.device, centred=centred)
-    snapshots = tuple(sorted({0, *config.train.snapshots}))  # step 0 is what D(0) is measured on
+    snapshots = snapshot_steps(config, index)
     settings = dataclasses.replace(config.train, data_seed=measure.data_seed(config, index), snapshots=snapshots)
     label = f"seed {index + 1}/{config.seeds}"
     training.train(sae, sources.rows, settings, out=work / f"{index:03d}", progress=progress, label=label)
@@ -166,7 +170,7 @@ def _experiments(
             Step(
                 name=name,
                 settings=plain["experiments"][name] | {part: plain[part] for part in experiment.config},
-                reads=reads + (variants if experiment.variants else ()),
+                reads=() if experiment.alone else reads + (variants if experiment.variants else ()),
                 outputs=(f"results/{name}.json",),
                 run=run,
             )

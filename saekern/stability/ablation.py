@@ -1,8 +1,11 @@
 """The initialisation ablation: the same training from different beginnings, and how far apart the runs end."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from saekern.activations import Rows
 from saekern.evaluation import measure
 from saekern.sae import SAE
+from saekern.sae.files import read_tensors
 from saekern.stability.arms import Arm
 from saekern.stability.jackknife import Estimate, over_pairs, over_runs
 from saekern.stability.trajectories import trajectories
@@ -134,6 +138,7 @@ def initialisation_ablation(
     null_pairs: int = 2,
     seed: int = 0,
     confidence: float = 0.95,
+    out: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> InitialisationAblation:
     """Trains every arm from every seed on the same rows, and measures how far apart its runs begin and end.
@@ -154,6 +159,8 @@ def initialisation_ablation(
             their encoder, decoder and order are one run.
         min_firings: rows on which a latent must fire not to count as dead.
         threshold, null_pairs, seed, confidence: as in `trajectories`.
+        out: a folder of the trainings, which the same call resumes after a kill, with the same bits: `<out>/<arm>/<s>`.
+            Their files stay.
         progress: a bar a run.
 
     Raises:
@@ -175,12 +182,10 @@ def initialisation_ablation(
     for arm in arms:
         kept, measured, biases = [], [], []
         for init_seed, order in zip(seeds, orders, strict=True):
-            sae = arm.make(init_seed, rows)
-            recorder = Recorder(sae, steps)
-            settings = dataclasses.replace(config, data_seed=order, snapshots=(), log_every=recorder.every)
+            sae, settings = arm.make(init_seed, rows), dataclasses.replace(config, data_seed=order)
             label = f"{arm.name}, seed {init_seed}"
-            train(sae, rows, settings, progress=progress, logger=recorder, label=label)
-            kept.append(recorder.found)
+            folder = None if out is None else Path(out) / _file_name(arm.name) / f"{init_seed:03d}"
+            kept.append(_dictionaries(sae, rows, settings, steps, folder, progress=progress, label=label))
             measured.append(measure(sae, judged))
             biases.append(sae.b_dec.detach().double().cpu())
         dead = [one.counts < min_firings for one in measured]
@@ -193,6 +198,26 @@ def initialisation_ablation(
     return InitialisationAblation(
         results, seeds, orders, steps, config.steps * config.batch_size, len(judged), min_firings, confidence
     )
+
+
+def _dictionaries(
+    sae: SAE, rows: Rows, config: TrainConfig, steps: Sequence[int], folder: Path | None, **shown: Any
+) -> list[Tensor]:
+    """Trains `sae` and gives its dictionaries at the steps, the last of them the end."""
+    if folder is None:
+        recorder = Recorder(sae, steps)
+        train(sae, rows, dataclasses.replace(config, snapshots=(), log_every=recorder.every), logger=recorder, **shown)
+        return recorder.found
+    train(sae, rows, dataclasses.replace(config, snapshots=tuple(steps)), out=folder, **shown)
+    found = []
+    for step in steps:  # ascending, so that the SAE has its last parameters again in the end
+        sae.load_state_dict(read_tensors(folder / "snapshots" / f"{step:08d}.safetensors")[0])
+        found.append(sae.dictionary.detach().clone())
+    return found
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
 
 
 class Recorder:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import saekern
+import saekern.stability.ablation as ablation_module
 from saekern.activations import TensorRows
 from saekern.activations.synthetic import synthetic_rows
 from saekern.stability import (
@@ -70,6 +71,33 @@ def test_same_start_and_order_is_one_run(rows):
     assert found.notes[0].endswith(SHARED + "; the runs are identical at every step")
     assert not ablation([arm(F, K, start="kmeans-shared")], rows).notes[0].endswith("every step")
     assert ablation([arm(F, K)], rows).data_seeds == [0, 1, 2]
+
+
+def test_trainings_in_a_folder_have_the_same_bits(rows, tmp_path, monkeypatch):
+    """With `out` the same table, after a kill in the middle too; a finished folder is only read. All kinds of arms:
+    with the constraint, whose dictionary is computed, and with free norms.
+    Planted: snapshots loaded in descending order, so that EV is of the start; caught."""
+    arms = [arm(F, K), arm(F, K, start="kmeans-own", normalisation="identity")]
+    arms += [arm(F, K, start="data", constraint=True, normalisation="identity"), *notebook_arms(F, K, points=8)]
+    alone = ablation(arms, rows).to_json()
+    saved = {"settings": config(checkpoint_every=3), "out": tmp_path}
+    real, calls = ablation_module.train, []
+
+    def killed(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(ablation_module, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablation(arms, rows, **saved)
+    monkeypatch.setattr(ablation_module, "train", real)
+    assert ablation(arms, rows, **saved).to_json() == alone
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(before) == len(arms) * 3 * 5  # the SAE, its state, three snapshots
+    assert ablation(arms, rows, **saved).to_json() == alone
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_differences_are_paired_by_seed(rows):

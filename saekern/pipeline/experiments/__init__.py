@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saekern.pipeline.experiments import (
+    archetypal,
     convergence,
     excess,
+    initialisation,
     interpretation,
     masking,
+    notebooks,
     statistics,
     strict_rule,
+    synthetic,
     thresholds,
+    trajectories,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ class Experiment(NamedTuple):
     """What it cannot do without: "rows" (activations), "text" (their tokens), "training" (by the study)."""
     variants: bool = False
     """Whether it reads the study's variants."""
+    alone: bool = False
+    """Whether it reads nothing that the study made."""
     config: tuple[str, ...] = ()
     """Settings of the study, such as "train", that its result depends on beside those of the steps that it reads."""
 
@@ -44,5 +51,12 @@ EXPERIMENTS = {
     "excess": Experiment(excess.run),
     "statistics": Experiment(statistics.run, needs=("rows", "text")),
     "masking": Experiment(masking.run, needs=("rows",)),
+    "synthetic": Experiment(synthetic.run, alone=True),
+    "initialisation": Experiment(
+        initialisation.run, needs=("rows",), config=("first_seed", "sae", "stability", "train")
+    ),
+    "notebooks": Experiment(notebooks.run, needs=("rows",), config=("stability",)),
+    "trajectories": Experiment(trajectories.run, needs=("rows", "training"), config=("stability", "train")),
+    "archetypal": Experiment(archetypal.run, needs=("rows",), variants=True),
     "interpretation": Experiment(interpretation.run, needs=("rows", "text"), variants=True),
 }

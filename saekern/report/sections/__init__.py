@@ -3,14 +3,19 @@
 from saekern.report.results import Results
 from saekern.report.section import Section
 from saekern.report.sections import (
+    archetypal,
     convergence,
     excess,
+    initialisation,
     interpretation,
     masking,
+    notebooks,
     nulls,
     statistics,
     strict_rule,
+    synthetic,
     thresholds,
+    trajectories,
     variants,
 )
 
@@ -23,7 +28,12 @@ SECTIONS = {
     "nulls": nulls,
     "statistics": statistics,
     "masking": masking,
+    "synthetic": synthetic,
+    "initialisation": initialisation,
+    "notebooks": notebooks,
+    "trajectories": trajectories,
     "variants": variants,
+    "archetypal": archetypal,
     "interpretation": interpretation,
 }
 
