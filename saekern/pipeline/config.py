@@ -154,8 +154,15 @@ class ReportConfig:
     after: int = 12
     """Tokens shown after it."""
 
+    explorer: int = 500
+    """Latents at either end of p̂ whose partners and contexts the page has. All others have p̂ and frequency there."""
+
+    explorer_random: int = 1000
+    """As many more, at random."""
+
     def __post_init__(self) -> None:
-        for name, least in (("latents", 0), ("contexts", 1), ("before", 0), ("after", 0)):
+        counts = ("latents", "before", "after", "explorer", "explorer_random")
+        for name, least in (("contexts", 1), *((name, 0) for name in counts)):
             require(getattr(self, name) >= least, f"report.{name}", f"at least {least}", getattr(self, name))
 
 
