@@ -19,7 +19,8 @@ class ActivationsConfig:
     """Where the rows come from."""
 
     cache: str | None = None
-    """An activation cache that exists already. It replaces harvesting, and with it text snippets and cross-entropy."""
+    """An activation cache that exists already. It replaces harvesting, and with it the cross-entropy; contexts it
+    gives if it has tokens."""
 
     model: str | None = "tiny"
     """"tiny" (ships with the package) or a model name that TransformerLens knows; null, for SAEs that exist already:

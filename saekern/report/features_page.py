@@ -19,10 +19,10 @@ def features_page(dashboard: Dashboard) -> str:
     data = data.replace("<", "\\u003c")
     return document(
         title,
-        ["style.css", "features.css"],
+        ["style.css", "view.css", "features.css"],
         'addEventListener("error", () => { document.documentElement.dataset.errors = "yes"; });',
         _body(dashboard, title) + f'\n<script type="application/json" id="data">{data}</script>',
-        late=asset("features.js"),
+        late=asset("view.js") + asset("features.js"),
     )
 
 
@@ -51,8 +51,8 @@ def _body(dashboard: Dashboard, title: str) -> str:
 <label class="check"><input id="live" type="checkbox"> without dead ones</label>
 <output id="count"></output>
 </div>
-<div class="split"><nav aria-label="Latents"><ol id="list"></ol><button id="more" type="button">show more</button></nav>
-<main id="latent" tabindex="-1"></main></div>"""
+<div class="split"><nav class="index" aria-label="Latents"><ol id="list"></ol><button id="more" type="button">show more</button></nav>
+<main class="latent" id="latent" tabindex="-1"></main></div>"""
 
 
 def _source(dashboard: Dashboard) -> str:
