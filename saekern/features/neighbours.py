@@ -50,8 +50,8 @@ def in_same(dictionary: Tensor, latents: Tensor, m: int = 5) -> Neighbours:
 
 
 def nearest_rows(rows: Tensor, others: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """The m nearest of `others` [F, D] of each of `rows` [L, D]: index int64 [L, m], −1 where there are fewer, and cosine
-    float32 [L, m], NaN there."""
+    """The m nearest of `others` [F, D] of each of `rows` [L, D]: index int64 [L, m], −1 where there are fewer, and
+    cosine float32 [L, m], NaN there."""
     index = torch.full((len(rows), m), -1)
     cosine = torch.full((len(rows), m), torch.nan)
     if len(rows) == 0:

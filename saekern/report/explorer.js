@@ -47,8 +47,9 @@
       visible.push(latent);
     }
     // Dead ones have no p: last, whatever the order.
-    const value = (latent) => { const found = of(latent); return Number.isNaN(found) ? -down * Infinity : found; };
-    visible.sort((a, b) => { const x = value(a), y = value(b); return x === y ? a - b : down * (x - y); });
+    const value = (latent) => { const found = of(latent); return Number.isNaN(found) ? down * Infinity : found; };
+    const second = (a, b) => ($("sort").value === "p" ? down * (mean[a] - mean[b]) || 0 : 0); // p̂ has S values only
+    visible.sort((a, b) => { const x = value(a), y = value(b); return x === y ? second(a, b) || a - b : down * (x - y); });
     $("count").textContent = `${visible.length.toLocaleString("en")} of ${count.toLocaleString("en")}`;
     list();
   }

@@ -51,7 +51,8 @@ def _body(dashboard: Dashboard, title: str) -> str:
 <label class="check"><input id="live" type="checkbox"> without dead ones</label>
 <output id="count"></output>
 </div>
-<div class="split"><nav class="index" aria-label="Latents"><ol id="list"></ol><button id="more" type="button">show more</button></nav>
+<div class="split"><nav class="index" aria-label="Latents"><ol id="list"></ol>
+<button id="more" type="button">show more</button></nav>
 <main class="latent" id="latent" tabindex="-1"></main></div>"""
 
 

@@ -102,8 +102,8 @@ def _definitions(results: Results) -> list[tuple[str, str, str]]:
             ),
             (
                 "Frequency, mass",
-                "Frequency: the share of held-out rows in which a latent's code is not zero. Mass: the mean |code| over "
-                "rows, which a rare latent has little of.",
+                "Frequency: the share of held-out rows in which a latent's code is not zero. Mass: the mean |code| "
+                "over rows, which a rare latent has little of.",
                 f"mass matching: {GERASIMOV}; exact matching by mass is ours",
             ),
         ]
