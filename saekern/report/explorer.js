@@ -88,12 +88,12 @@
       const k = at * others + j, value = short(partnerCosine[k]);
       const found = value !== null && value >= data.threshold;
       rows.push(make("tr", {}, make("th", { scope: "row" }, data.labels[j]), make("td", {}, partner[k] < 0 ? "–" : String(partner[k])),
-        make("td", {}, cosine(value)), make("td", {}, cosine(short(margin[k]))), make("td", {}, mutual[k] ? "yes" : "no"),
-        make("td", {}, found ? "yes" : "no")));
+        make("td", { class: found ? "found" : "lost" }, cosine(value)), make("td", {}, cosine(short(margin[k]))),
+        make("td", {}, mutual[k] ? "yes" : "no")));
       heights.push(Math.max(0, value ?? 0));
       titles.push(`seed ${data.labels[j]}: ${cosine(value)}`);
     }
-    const head = ["seed", "latent", "cosine", "margin", "mutual", `≥ ${data.threshold}`];
+    const head = ["seed", "latent", "cosine", "margin", "mutual"];
     const table = make("table", { class: "numbers" }, make("thead", {}, make("tr", {},
       ...head.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...rows));
     const picture = bars(heights, titles, { name: "Cosine with the partner in every other seed",
@@ -103,7 +103,7 @@
     return make("div", {}, make("h3", {}, "Partners in the other seeds"), make("div", { class: "top" },
       make("figure", {}, picture, make("figcaption", {}, `Cosine with the nearest latent of every other seed; the line is θ = ${data.threshold}`)),
       make("div", {}, make("div", { class: "scroll partners", tabindex: "0" }, table))),
-    make("p", { class: "soft small" }, "Margin: cosine less that of the runner-up there. Mutual: that latent's own nearest is this one."));
+    make("p", { class: "soft small" }, "Bold: at least θ. Margin: cosine less that of the runner-up there. Mutual: that latent's own nearest is this one."));
   }
 
   function neighbours(record) {

@@ -2,7 +2,7 @@
 // Small buttons at every figure (SVG, PNG) and table (CSV). Files are made here, as blobs: nothing is fetched.
 const Export = (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const PRESENTED = ["fill", "stroke", "stroke-width", "font-size", "font-family"]; // what .bars takes from the style sheet
+  const PRESENTED = ["fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-family"]; // what .bars takes from the style sheet
 
   // A picture that stands alone: no CSS variables, no currentColor, no style sheet; in the colours of the light page.
   function picture(svg) {

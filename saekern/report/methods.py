@@ -78,7 +78,7 @@ def _definitions(results: Results) -> list[tuple[str, str, str]]:
             "One-to-one matching, PW-MCC, IoU",
             "An assignment with the largest sum of cosines, proved optimal. PW-MCC is its mean cosine. IoU compares "
             "what it finds at θ with what nearest neighbours find.",
-            "Paulo & Belrose 2025, arXiv 2501.16615, for one-to-one matching",
+            "PW-MCC: Song et al. 2025, arXiv 2505.20254; the comparison of the two: Gerasimov et al. 2026",
         ),
         (
             "Margin, mutual",
