@@ -118,9 +118,10 @@
     const heading = make("h3", { class: "name" }, `Latent ${latent} `, make("span", { class: `badge ${name}` }, name));
     const parts = [heading, facts(latent, record)];
     if (record === null) {
-      parts.push(make("p", { class: "note" }, "This page keeps partners and contexts of the latents at both ends of p̂ and of some at random; " +
-        "this one is not among them. ", make("code", {}, `saekern features ${data.sae} --latents ${latent}`),
-      " shows it."));
+      const note = make("p", { class: "note" }, "This page keeps partners and contexts of the latents at both ends of p̂ and of ",
+        "some at random; this one is not among them.");
+      if (data.command) note.append(" It is shown by ", make("code", { class: "context" }, `${data.command} ${latent}`), ", STUDY being the study's folder.");
+      parts.push(note);
     } else {
       if (kind[latent] !== DEAD) parts.push(partners(at));
       parts.push(make("div", { class: "top" }, neighbours(record), record.n ? histogram(record) : ""));

@@ -6,6 +6,7 @@ bytes so, and would be eight million as text.
 
 import base64
 import json
+import shlex
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,11 @@ def explorer_data(results: Results) -> dict[str, Any]:
     records = found["records"]
     first, seeds = results.run["config"].get("first_seed", 0), results.stability["seeds"]
     counted = [i if results.saes else first + i for i in range(1, seeds)]
-    given = results.saes[0]["path"] if results.saes else "STUDY/seeds/000"
     return {
         "seeds": seeds,
         "labels": [str(label) for label in counted],
         "threshold": results.stability["threshold"],
-        "sae": given,
+        "command": _command(results),
         "texts": any(record.get("bands") for record in records),
         "p": _packed(anchor["probability"], "<f4"),
         "centred": _packed(anchor["probability_centred"], "<f4"),
@@ -83,6 +83,15 @@ def explorer_data(results: Results) -> dict[str, Any]:
         "mutual": _packed(found["mutual"], "u1"),
         "records": [_kept(record) for record in records],
     }
+
+
+def _command(results: Results) -> str | None:
+    """What shows any other latent; None where there are no rows to see it on."""
+    if results.evaluation is None:
+        return None
+    sae = results.saes[0]["path"] if results.saes else "STUDY/seeds/000"
+    cache = results.run["config"].get("activations", {}).get("cache") or "STUDY/activations/heldout"
+    return f"saekern features {shlex.quote(sae)} --activations {shlex.quote(cache)} --out latent.html --latents"
 
 
 def _kept(record: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _definitions(results: Results) -> list[tuple[str, str, str]]:
             "Random: dictionaries of independent Gaussian rows of the same sizes. Rotated: the study's dictionaries, "
             "each turned by its own random rotation, which keeps the angles inside and nothing between. What they give "
             "is what chance gives.",
-            f"random: {GERASIMOV}; rotated: {OURS}",
+            f"{OURS}; the paper's own control, SAEs on a model with random weights, is an experiment of its own",
         ),
         (
             "Centred cosine",
