@@ -27,16 +27,16 @@ def in_other(dictionary: Tensor, other: Tensor, latents: Tensor, m: int = 2) -> 
     """
     if dictionary.shape[1] != other.shape[1]:
         raise ValueError(f"expected rows as wide as this SAE's, {dictionary.shape[1]}, got {other.shape[1]}")
-    index, cosine = _nearest(dictionary[latents], other, m)
+    index, cosine = nearest_rows(dictionary[latents], other, m)
     partner = index[:, 0]
     back = torch.full_like(partner, -1)
-    back[partner >= 0] = _nearest(other[partner[partner >= 0]], dictionary, 1)[0][:, 0]
+    back[partner >= 0] = nearest_rows(other[partner[partner >= 0]], dictionary, 1)[0][:, 0]
     return Neighbours(index, cosine, (partner >= 0) & (back == latents))
 
 
 def in_same(dictionary: Tensor, latents: Tensor, m: int = 5) -> Neighbours:
     """The m nearest other rows of the same dictionary."""
-    index, cosine = _nearest(dictionary[latents], dictionary, m + 1)
+    index, cosine = nearest_rows(dictionary[latents], dictionary, m + 1)
     itself = index == latents[:, None]
     itself[:, -1] |= ~itself.any(1)  # m + 1 rows stand before it: its copies, or everything of a row of norm zero
     index, cosine = index[~itself].view(-1, m), cosine[~itself].view(-1, m)
@@ -44,13 +44,14 @@ def in_same(dictionary: Tensor, latents: Tensor, m: int = 5) -> Neighbours:
     back = torch.full_like(first, -1)
     have = first >= 0
     if have.any():
-        around, _ = _nearest(dictionary[first[have]], dictionary, 2)
+        around, _ = nearest_rows(dictionary[first[have]], dictionary, 2)
         back[have] = torch.where(around[:, 0] == first[have], around[:, 1], around[:, 0])
     return Neighbours(index, cosine, (first >= 0) & (back == latents))
 
 
-def _nearest(rows: Tensor, others: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """index and cosine [L, m]."""
+def nearest_rows(rows: Tensor, others: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """The m nearest of `others` [F, D] of each of `rows` [L, D]: index int64 [L, m], −1 where there are fewer, and
+    cosine float32 [L, m], NaN there."""
     index = torch.full((len(rows), m), -1)
     cosine = torch.full((len(rows), m), torch.nan)
     if len(rows) == 0:

@@ -19,7 +19,8 @@ class ActivationsConfig:
     """Where the rows come from."""
 
     cache: str | None = None
-    """An activation cache that exists already. It replaces harvesting, and with it text snippets and cross-entropy."""
+    """An activation cache that exists already. It replaces harvesting, and with it the cross-entropy; contexts it
+    gives if it has tokens."""
 
     model: str | None = "tiny"
     """"tiny" (ships with the package) or a model name that TransformerLens knows; null, for SAEs that exist already:
@@ -154,8 +155,15 @@ class ReportConfig:
     after: int = 12
     """Tokens shown after it."""
 
+    explorer: int = 500
+    """Latents at either end of p̂ whose partners and contexts the page has. All others have p̂ and frequency there."""
+
+    explorer_random: int = 1000
+    """As many more, at random."""
+
     def __post_init__(self) -> None:
-        for name, least in (("latents", 0), ("contexts", 1), ("before", 0), ("after", 0)):
+        counts = ("latents", "before", "after", "explorer", "explorer_random")
+        for name, least in (("contexts", 1), *((name, 0) for name in counts)):
             require(getattr(self, name) >= least, f"report.{name}", f"at least {least}", getattr(self, name))
 
 

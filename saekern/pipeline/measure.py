@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -259,44 +258,6 @@ def _evaluation_table(sources: Sources) -> dict[str, Any]:
         for seed in table["seeds"]:
             seed["recovered"] = (table["ce_zero"] - seed["ce_sae"]) / span if span > 0 else None
     return finite(table)
-
-
-def latents(sources: Sources, work: Path) -> None:
-    """The most and the least stable latents of the first seed, with the contexts that activate them most.
-
-    One seed, because a stable latent is in all of them. Order: p, then the mean cosine with the best partners."""
-    config, shown = sources.config, sources.config.report
-    without = not config.has_rows or sources.external
-    if without or getattr(sources.heldout, "tokens", None) is None or shown.latents == 0:
-        write_json(work / "latents.json", [])
-        return
-    arrays = load_file(sources.folder / "results" / "stability.safetensors")
-    store = PairStore.open(sources.folder / "pairs")
-    own = store.sizes[0]  # beyond it there is padding, where another seed has more
-    p, live, firing = (arrays[name][0, :own] for name in ("probability", "live", "firing"))
-    cosine = torch.stack([store[0, j].cosine.double() for j in range(1, config.seeds)]).nanmean(0)
-    enough = live & (firing * len(sources.evaluated()) >= shown.contexts)
-    order = torch.from_numpy(np.lexsort((cosine.nan_to_num().numpy(), p.nan_to_num().numpy())))
-    order = order[enough[order]]
-    count = min(shown.latents, len(order) // 2)
-    groups = {"stable": order.flip(0)[:count], "unstable": order[:count]}
-    table = []
-    for group, chosen in groups.items():
-        top, values = evaluation.top_activations(sources.sae(0), sources.evaluated(), chosen, shown.contexts)
-        for latent, positions, strengths in zip(chosen.tolist(), top.tolist(), values.tolist(), strict=True):
-            entry = {"group": group, "seed": 0, "latent": latent, "probability": float(p[latent])}
-            entry |= {"cosine": float(cosine[latent]), "firing": float(firing[latent])}
-            entry["snippets"] = [
-                _context(sources, row, value) for row, value in zip(positions, strengths, strict=True) if value > 0
-            ]
-            table.append(entry)
-    write_json(work / "latents.json", finite(table))
-
-
-def _context(sources: Sources, row: int, value: float) -> dict[str, Any]:
-    shown = sources.config.report
-    before, token, after = sources.heldout.snippet(row, before=shown.before, after=shown.after)
-    return {"before": before, "token": token, "after": after, "value": value}
 
 
 def read_json(path: Path) -> Any:

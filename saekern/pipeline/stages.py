@@ -14,7 +14,7 @@ import torch
 
 import saekern.report
 from saekern import training
-from saekern.pipeline import existing, measure
+from saekern.pipeline import existing, explorer, measure
 from saekern.pipeline.architectures import describe, make_sae
 from saekern.pipeline.config import StudyConfig
 from saekern.pipeline.experiments import EXPERIMENTS
@@ -101,10 +101,10 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
     made.append(
         Step(
             name="latents",
-            settings={name: plain["report"][name] for name in ("latents", "contexts", "before", "after")} | device,
-            reads=(*rows["heldout"], "stability", "match", trained[0]),
-            outputs=("results/latents.json",),
-            run=lambda work: measure.latents(sources, work),
+            settings={name: value for name, value in plain["report"].items() if name != "title"} | device,
+            reads=(*rows["heldout"], "stability", "match", *trained),
+            outputs=("results/latents.json", "results/explorer.json", "results/explorer.safetensors"),
+            run=lambda work: explorer.latents(sources, work),
             external=external,
         )
     )

@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any
 
-from saekern.features import Band, Context, Dashboard, Latent
+from saekern.features import Dashboard, record
 from saekern.report.document import asset, document
 
 PER_DECADE = 5  # bins of the densities
@@ -19,10 +19,10 @@ def features_page(dashboard: Dashboard) -> str:
     data = data.replace("<", "\\u003c")
     return document(
         title,
-        ["style.css", "features.css"],
+        ["style.css", "view.css", "features.css"],
         'addEventListener("error", () => { document.documentElement.dataset.errors = "yes"; });',
         _body(dashboard, title) + f'\n<script type="application/json" id="data">{data}</script>',
-        late=asset("features.js"),
+        late=asset("view.js") + asset("features.js"),
     )
 
 
@@ -51,8 +51,9 @@ def _body(dashboard: Dashboard, title: str) -> str:
 <label class="check"><input id="live" type="checkbox"> without dead ones</label>
 <output id="count"></output>
 </div>
-<div class="split"><nav aria-label="Latents"><ol id="list"></ol><button id="more" type="button">show more</button></nav>
-<main id="latent" tabindex="-1"></main></div>"""
+<div class="split"><nav class="index" aria-label="Latents"><ol id="list"></ol>
+<button id="more" type="button">show more</button></nav>
+<main class="latent" id="latent" tabindex="-1"></main></div>"""
 
 
 def _source(dashboard: Dashboard) -> str:
@@ -68,7 +69,7 @@ def _data(dashboard: Dashboard) -> dict[str, Any]:
         "texts": dashboard.context > 0,
         "others": dashboard.others,
         "overview": density_bins(dashboard.counts, dashboard.rows),
-        "latents": [_latent(latent) for latent in dashboard.latents],
+        "latents": [record(latent) for latent in dashboard.latents],
     }
 
 
@@ -82,50 +83,6 @@ def density_bins(counts: list[int], rows: int) -> dict[str, Any]:
     for place in places:
         bins[place - first] += 1
     return {"edges": [10 ** ((first + i) / PER_DECADE) for i in range(len(bins) + 1)], "bins": bins}
-
-
-def _latent(latent: Latent) -> dict[str, Any]:
-    used = max((i + 1 for i, count in enumerate(latent.histogram) if count), default=0)
-    return {
-        "i": latent.latent,
-        "n": latent.active,
-        "max": _short(latent.largest),
-        "mean": _short(latent.mean),
-        "h": latent.histogram[:used],
-        "w": latent.bin_width,
-        "norm": _short(latent.norm),
-        "ec": _short(latent.encoder_cosine),
-        "up": [[token.text, _short(token.logit)] for token in latent.promoted],
-        "down": [[token.text, _short(token.logit)] for token in latent.suppressed],
-        "near": [[neighbour.latent, _short(neighbour.cosine)] for neighbour in latent.similar],
-        "other": [
-            {"mutual": mutual, "list": [[neighbour.latent, _short(neighbour.cosine)] for neighbour in found]}
-            for found, mutual in zip(latent.partners, latent.mutual, strict=True)
-        ],
-        "bands": [_band(band) for band in latent.bands],
-    }
-
-
-def _band(band: Band) -> dict[str, Any]:
-    return {
-        "q": band.quarter,
-        "low": _short(band.low),
-        "high": _short(band.high),
-        "texts": [_context(context) for context in band.contexts],
-    }
-
-
-def _context(context: Context) -> list[Any]:
-    """[focus, code, pieces, {piece: code}]. One string where every piece is one character, but not half of one, as
-    halves would join; only codes > 0."""
-    single = all(len(piece) == 1 and not "\ud800" <= piece <= "\udfff" for piece in context.pieces)
-    known = {str(i): _short(value) for i, value in enumerate(context.values) if value}
-    return [context.focus, _short(context.value), "".join(context.pieces) if single else context.pieces, known]
-
-
-def _short(value: float | None) -> float | None:
-    """Four digits: what a reader can use, in a third of the bytes."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
 def _text(value: Any) -> str:

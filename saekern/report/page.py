@@ -3,64 +3,81 @@
 import html
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from saekern.report.document import document
+from saekern.report.document import asset, document
 from saekern.report.drawing import Picture
+from saekern.report.explorer import explorer_html
 from saekern.report.figures import VARIANTS
 from saekern.report.given import NO_ROWS, UNKNOWN, given_saes, strict_sentence
+from saekern.report.methods import methods_html
 from saekern.report.pareto import comparable, comparison
 from saekern.report.results import Results
 from saekern.report.section import Section, figures_html, section_html
 from saekern.report.text import number, snippet, table
 from saekern.report.verdict import verdicts
 
-# Marks every figure whose drawing has a size, and counts script errors: what the browser test reads.
-SCRIPT = """
-addEventListener("error", () => { document.documentElement.dataset.errors = "yes"; });
-addEventListener("load", () => {
-  for (const svg of document.querySelectorAll("figure svg")) {
-    const box = svg.getBBox();
-    if (box.width > 0 && box.height > 0) svg.parentElement.dataset.drawn = "yes";
-  }
-});
-"""
+SCRIPT = 'addEventListener("error", () => { document.documentElement.dataset.errors = "yes"; });'
 
 
 def page(results: Results, pictures: list[Picture], sections: Sequence[tuple[Section, list[Picture]]] = ()) -> str:
     """The whole document, with style, script and pictures inside; `sections` are those of the experiments."""
     title = html.escape(results.run["title"])
     of_seeds = [picture for picture in pictures if picture.name not in VARIANTS]
+    seeds = "Every SAE" if results.saes else "Every seed"
+    parts = [
+        *_found([section for section, _ in sections]),
+        Part("part-quality", "Is the dictionary good enough?", _verdicts(results)),
+        Part("part-run", "What was run", _run(results)),
+        Part("part-seeds", seeds, _seeds(results)),
+        Part("part-stability", "Stability", _stability(results) + figures_html(of_seeds)),
+        *(Part(section.name, section.title, section_html(section, drawn)) for section, drawn in sections),
+        Part("part-latents", "Most and least stable latents", _latents(results)),
+        *([Part("explorer", "All latents", explorer_html(results))] if results.explorer else []),
+        *_variants(results, [picture for picture in pictures if picture.name in VARIANTS]),
+        Part("part-methods", "Methods", methods_html(results)),
+        Part("part-settings", "Settings", _settings(results)),
+    ]
     body = "\n".join(
         [
             f"<header><h1>{title}</h1>{_lead(results)}</header>",
             _tiles(results),
-            *_found([section for section, _ in sections]),
-            _section("Is the dictionary good enough?", _verdicts(results)),
-            _section("What was run", _run(results)),
-            _section("Every SAE" if results.saes else "Every seed", _seeds(results)),
-            _section("Stability", _stability(results) + figures_html(of_seeds)),
-            *(section_html(section, drawn) for section, drawn in sections),
-            _section("Latents", _latents(results)),
-            *_variants(results, [picture for picture in pictures if picture.name in VARIANTS]),
-            _section("Settings", _settings(results)),
+            f'<div class="page">{_contents(parts)}<main>',
+            *(part.html() for part in parts),
+            "</main></div>",
         ]
     )
-    return document(results.run["title"], ["style.css"], SCRIPT, body)
+    scripts = ["export.js", "report.js", *(["view.js", "explorer.js"] if results.explorer else [])]
+    late = "\n".join(asset(name) for name in scripts)
+    return document(results.run["title"], ["style.css", "view.css", "page.css"], SCRIPT, body, late=late)
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>\n{content}\n</section>"
+class Part(NamedTuple):
+    """A part of the page that the contents name."""
+
+    name: str
+    title: str
+    content: str
+
+    def html(self) -> str:
+        heading = f"<h2>{html.escape(self.title)}</h2>"
+        return f'<section id="{self.name}">{heading}\n{self.content}\n</section>'
 
 
-def _found(sections: list[Section]) -> list[str]:
+def _contents(parts: list[Part]) -> str:
+    items = "".join(f'<li><a href="#{part.name}">{html.escape(part.title)}</a></li>' for part in parts)
+    button = '<button type="button" aria-expanded="false">☰ Contents <span></span></button>'
+    return f'<nav class="contents-of-page" aria-label="Contents">{button}<ol>{items}</ol></nav>'
+
+
+def _found(sections: list[Section]) -> list[Part]:
     """What every experiment found, in words."""
     if not sections:
         return []
     items = "".join(
         f'<li><a href="#{s.name}">{html.escape(s.title)}</a> {html.escape(s.verdict)}</li>' for s in sections
     )
-    return [_section("What was found", f'<ul class="found">{items}</ul>')]
+    return [Part("part-found", "What was found", f'<ul class="found">{items}</ul>')]
 
 
 def _lead(results: Results) -> str:
@@ -274,12 +291,12 @@ def _latents(results: Results) -> str:
     return text + "<br>".join(parts)
 
 
-def _variants(results: Results, pictures: list[Picture]) -> list[str]:
+def _variants(results: Results, pictures: list[Picture]) -> list[Part]:
     if not comparable(results) or results.evaluation is None:
         return []
     rows = results.evaluation["rows"]
     text = f"<p>Other SAEs, trained on the same rows in the same order and evaluated on the same {rows:,} rows.</p>"
-    return [_section("Other architectures", text + figures_html(pictures) + comparison(results))]
+    return [Part("part-variants", "Other architectures", text + figures_html(pictures) + comparison(results))]
 
 
 def _settings(results: Results) -> str:

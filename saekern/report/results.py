@@ -42,6 +42,10 @@ class Results:
     """Other SAEs on the same rows: name, architecture, parameters, and EV, L0, CE at each of their sparsities."""
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each experiment of the study found, by its name."""
+    explorer: dict[str, Any] | None = None
+    """Of the anchor's latents: `cosine` [F] the mean over seeds of the best cosine; `chosen` [L] those with more, and
+    of them `partner`, `partner_cosine`, `margin`, `mutual` [L, S-1] in every other seed, and `records`. None in studies
+    of earlier versions."""
 
     @property
     def saes(self) -> list[dict[str, Any]]:
@@ -57,12 +61,7 @@ def load(folder: str | Path) -> Results:
     """
     results = Path(folder) / "results"
     arrays_path = results / "stability.safetensors"
-    try:
-        arrays = load_file(arrays_path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors raises its own type for a cut header
-        raise ValueError(f"{arrays_path}: not readable, probably cut short ({error})") from error
+    arrays = _arrays(arrays_path)
     evaluation = _json(results / "evaluation.json")
     missing = sorted(set(ARRAYS) - set(arrays) - ({"firing"} if evaluation is None else set()))
     if missing:
@@ -77,6 +76,7 @@ def load(folder: str | Path) -> Results:
         arrays=arrays,
         variants=_json(results / "variants.json") if (results / "variants.json").exists() else [],
         experiments={name: _json(results / f"{name}.json") for name in experiments} | _arms(results / "arms.json"),
+        explorer=_explorer(results) if (results / "explorer.json").exists() else None,
     )
 
 
@@ -87,6 +87,19 @@ def _arms(path: Path) -> dict[str, dict[str, Any]]:
     arms = _json(path)
     null = [arm["rows_from"] != "model" for arm in arms["variants"]]
     return ({} if all(null) else {"variants": arms}) | ({"nulls": arms} if any(null) else {})
+
+
+def _explorer(results: Path) -> dict[str, Any]:
+    return {**_arrays(results / "explorer.safetensors"), "records": _json(results / "explorer.json")["latents"]}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors raises its own type for a cut header
+        raise ValueError(f"{path}: not readable, probably cut short ({error})") from error
 
 
 def _json(path: Path) -> Any:

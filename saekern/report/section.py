@@ -51,12 +51,12 @@ class Section:
 
 
 def section_html(section: Section, pictures: list[Picture]) -> str:
-    """`pictures`: the section's drawings, drawn."""
+    """What stands under its title. `pictures`: the section's drawings, drawn."""
     parts = [f'<p class="verdict">{html.escape(section.verdict)}</p>']
     parts += [one.html() for one in section.tables]
     parts.append(figures_html(pictures))
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in section.notes]
-    return f'<section id="{section.name}"><h2>{html.escape(section.title)}</h2>\n' + "\n".join(parts) + "\n</section>"
+    return "\n".join(parts)
 
 
 def figures_html(pictures: list[Picture]) -> str:

@@ -88,6 +88,7 @@ def results_folder(folder: Path, seeds: int = 8, latents: int = 512, *, text: bo
          "snippets": [{"before": b, "token": t, "after": a, "value": 3.1} for b, t, a in contexts]}
         for group in ("stable", "unstable") for s in range(2) for n in range(4)
     ]  # fmt: skip
+    explorer(results, random, seeds, latents, HOSTILE if text else None)
     run = {
         "title": "Stability of a <tiny> SAE",
         "date": "2026-01-31 12:00 UTC",
@@ -114,3 +115,31 @@ def results_folder(folder: Path, seeds: int = 8, latents: int = 512, *, text: bo
     for name, value in files.items():
         (results / f"{name}.json").write_text(json.dumps(value))
     return folder
+
+
+def explorer(results: Path, random, seeds: int, latents: int, text: str | None, chosen: int = 40) -> None:
+    """Records of some latents of seed 0: every third has its strongest context and one from the weakest quarter."""
+    others = seeds - 1
+    picked = np.sort(random.permutation(latents)[: min(chosen, latents)])
+    cosines = random.beta(8, 3, (len(picked), others)).astype(np.float32)
+    arrays = {
+        "cosine": random.beta(8, 3, latents).astype(np.float32),
+        "chosen": picked,
+        "partner": random.integers(0, latents, cosines.shape).astype(np.int32),
+        "partner_cosine": cosines,
+        "margin": cosines * 0.25,
+        "mutual": (cosines > 0.6).astype(np.uint8),
+    }
+    save_file(arrays, results / "explorer.safetensors")
+    context = [len(text or "") + 7, 3.5, f"{text}before focus, after", {str(len(text or "") + 7): 3.5, "0": 1.25}]
+    bands = [
+        {"q": None, "low": 3.5, "high": 3.5, "texts": [context]},
+        {"q": 0, "low": 0.1, "high": 0.4, "texts": [[3, 0.25, "a weaker one", {"3": 0.25}]]},
+    ]
+    records = [
+        {"i": int(latent), "n": 31, "max": 3.5, "mean": 1.25, "h": [3, 5, 1], "w": 0.5, "norm": 1.0, "ec": 0.71,
+         "up": [], "down": [], "near": [[int(picked[0]), 0.41], [5, 0.33]], "other": [],
+         "bands": bands if text is not None and i % 3 == 0 else []}
+        for i, latent in enumerate(picked.tolist())
+    ]  # fmt: skip
+    (results / "explorer.json").write_text(json.dumps({"rows": 65536, "latents": records}))

@@ -9,6 +9,7 @@ from saekern.pipeline.experiments.excess import ExcessSettings
 from saekern.pipeline.experiments.initialisation import InitialisationSettings
 from saekern.pipeline.experiments.interpretation import InterpretationSettings
 from saekern.pipeline.experiments.masking import MaskingSettings
+from saekern.pipeline.experiments.notebooks import NotebooksSettings
 from saekern.pipeline.experiments.statistics import StatisticsSettings
 from saekern.pipeline.experiments.strict_rule import StrictRuleSettings
 from saekern.pipeline.experiments.synthetic import SyntheticSettings
