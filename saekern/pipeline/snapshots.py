@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 def snapshot_steps(config: "StudyConfig", index: int) -> tuple[int, ...]:
     """Step 0, on which D(0) is measured, those asked for, and 1, 2, 4, 8, … for the seeds whose trajectories are
-    followed. In the parameters' own precision: at F = 1024 and D = 128 a snapshot is 1 MB, and ten of six runs 60."""
+    followed. In the parameters' own precision: at F = 1024 and D = 128 a snapshot is 1 MB, twelve of five runs 60.
+    """
     return tuple(sorted({0, *config.train.snapshots, *trajectory_steps(config, index)}))
 
 

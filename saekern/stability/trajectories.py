@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ def trajectories(
     steps: Sequence[int],
     *,
     dead: Sequence[Tensor | None] | None = None,
-    mean: Tensor | None = None,
+    mean: Tensor | Literal["atoms"] | None = None,
     covariance: Tensor | None = None,
     threshold: float = 0.7,
     null_pairs: int = 2,
@@ -46,7 +46,10 @@ def trajectories(
         steps: T ascending steps, the first 0: the initial state.
         dead: one bool mask [F] (or None) a run: latents dead at the end. They are set aside at every t, except in
             `distance_all`, and in whether an initialisation is shared.
-        mean, covariance: [D] and [D, D] of the activations; they add the geometries "centered" and "whitened".
+        mean: adds the geometry "centered". "atoms": each dictionary without the mean of its own non-zero atoms,
+            whatever these are measured in. [D]: without this, for atoms that lie in data space; taken from shorter
+            ones, such as unit atoms beside rows of norm 10, it is an offset that makes all of them alike.
+        covariance: [D, D] of the activations; adds "whitened", which is centred as well.
         threshold: θ of birth and lock-in.
         null_pairs: pairs whose second run is turned by a random rotation, at every t: what D(t) and lock-in are by
             chance among dictionaries of this shape.
@@ -193,7 +196,7 @@ def _distance(cosine: Tensor) -> float:
     return 1 - min(mean, 1.0) if mean == mean else mean
 
 
-def _geometries(mean: Tensor | None, covariance: Tensor | None) -> dict[str, Move]:
+def _geometries(mean: Tensor | Literal["atoms"] | None, covariance: Tensor | None) -> dict[str, Move]:
     spaces: dict[str, Move] = {"raw": as_dictionary}
     if mean is None:
         if covariance is not None:
@@ -201,11 +204,11 @@ def _geometries(mean: Tensor | None, covariance: Tensor | None) -> dict[str, Mov
         return spaces
 
     def centred(source: Any) -> Tensor:
-        return center(source, mean)
+        return center(source, mean_atom(source) if isinstance(mean, str) else mean)
 
     spaces["centered"] = centred
     if covariance is not None:
-        root = whiten(torch.eye(len(mean), dtype=torch.float64), covariance)  # Σ^(−1/2), decomposed once
+        root = whiten(torch.eye(len(covariance), dtype=torch.float64), covariance)  # Σ^(−1/2), decomposed once
 
         def whitened(source: Any) -> Tensor:
             rows = centred(source)
@@ -213,6 +216,12 @@ def _geometries(mean: Tensor | None, covariance: Tensor | None) -> dict[str, Mov
 
         spaces["whitened"] = whitened
     return spaces
+
+
+def mean_atom(source: Any) -> Tensor:
+    """[D] float64: the mean of the atoms that are not zero; 0 where all are."""
+    rows = as_dictionary(source)
+    return rows.double().sum(0) / live_rows(rows, None).sum().clamp(min=1)
 
 
 def _rotations(count: int, runs: int, width: int, seed: int) -> list[tuple[int, int, Tensor]]:

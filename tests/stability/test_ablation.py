@@ -254,9 +254,9 @@ def test_moments(rows):
     assert torch.allclose(covariance, torch.cov(rows.tensor.double().T, correction=0))
 
 
-def test_centred_cosine_takes_away_what_b_dec_left(rows):
-    """Rows far from the origin, b_dec at their median: an atom is added to b_dec, so the mean to take away is near 0,
-    and independent runs stay apart in centred cosine. Planted: the mean of the rows itself; caught."""
+def test_centred_cosine_puts_no_offset_in(rows):
+    """Rows far from the origin, b_dec at their median: atoms share nothing of that, and independent runs stay apart in
+    centred cosine. Planted: the mean of the rows taken away; caught."""
     far = TensorRows(rows.tensor + 100)
     found = ablation([arm(F, K)], far, seeds=(0, 1)).arms[0].trajectories.geometries
     raw, centred = (float(found[name].between.mean[-1]) for name in ("raw", "centered"))

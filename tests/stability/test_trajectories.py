@@ -238,6 +238,25 @@ def test_coverage_over_pairs(runs, shared):
     assert covered > 0.95 - 3 * (0.05 * 0.95 / 4000) ** 0.5
 
 
+def test_mean_atom_takes_a_shared_offset_away():
+    """Independent dictionaries with an offset of 4, another at each step: alike in raw cosine, as far apart as without
+    it once each has lost its mean atom; zero atoms neither count nor move. Σ = I whitens nothing.
+    Planted: zero atoms counted in the mean; caught."""
+    generator = torch.Generator().manual_seed(3)
+    plain = [[torch.randn(40, 16, generator=generator) / 4 for _ in range(2)] for _ in range(3)]
+    offsets = torch.randn(2, 16, generator=generator)
+    far = [
+        [torch.cat([rows + offset, torch.zeros(5, 16)]) for rows, offset in zip(run, offsets, strict=True)]
+        for run in plain
+    ]
+    own = [[rows - rows.mean(0) for rows in run] for run in plain]
+    found = trajectories(far, (0, 1), mean="atoms", covariance=torch.eye(16, dtype=torch.float64)).geometries
+    wanted = trajectories(own, (0, 1)).geometries["raw"].distance
+    assert float(found["raw"].distance.max()) < 0.1 < float(wanted.min())
+    for name in ("centered", "whitened"):
+        assert torch.allclose(found[name].distance, wanted, atol=1e-5)
+
+
 def test_errors():
     runs = independent()
     with pytest.raises(ValueError, match=r"steps: expected at least two ascending steps, the first 0, got \[1, 2"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TrajectoriesSettings:
     """Distances between runs at steps 0, 1, 2, 4, 8, …: these seeds then keep their parameters at those steps."""
 
-    seeds: int = 6
+    seeds: int = 5
     """Seeds, the first ones, that are followed."""
 
     share: float = 0.5
@@ -55,12 +55,11 @@ def run(lab: "Lab", settings: TrajectoriesSettings, work: Path) -> dict[str, Any
 
         return Lazy(len(steps), at)
 
-    biases = torch.stack([lab.saes[i].b_dec.detach().double().cpu() for i in range(runs)])
     found = stability.trajectories(
         [snapshots(folder) for folder in folders],
         steps,
         dead=list(~lab.live[:runs]),
-        mean=lab.mean - biases.mean(0),  # what atoms see of it, as in the ablation
+        mean="atoms",  # as in the ablation
         covariance=lab.covariance,
         threshold=lab.threshold,
         null_pairs=settings.null_pairs,
