@@ -8,7 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saekern.pipeline.experiments import convergence, excess, masking, statistics, strict_rule, thresholds
+from saekern.pipeline.experiments import (
+    convergence,
+    excess,
+    masking,
+    pooling,
+    statistics,
+    strict_rule,
+    subspaces,
+    thresholds,
+)
 
 if TYPE_CHECKING:
     from saekern.pipeline.lab import Lab
@@ -36,4 +45,6 @@ EXPERIMENTS = {
     "excess": Experiment(excess.run),
     "statistics": Experiment(statistics.run, needs=("rows", "text")),
     "masking": Experiment(masking.run, needs=("rows",)),
+    "subspaces": Experiment(subspaces.run, needs=("rows",)),
+    "pooling": Experiment(pooling.run, needs=("rows",), config=("train",)),
 }
