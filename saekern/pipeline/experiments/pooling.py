@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saekern import stability
+from saekern import evaluation, stability
 from saekern.pipeline.check import require
 from saekern.sae import HierarchicalTopKSAE, TopKSAE
 
@@ -77,11 +77,20 @@ def run(lab: "Lab", settings: PoolingSettings, work: Path) -> dict[str, Any]:
         out=work / "training",
         **texts,
     )
-    return {"lr": config.lr, "threshold": lab.threshold, "ce_clean": _clean(texts), **found.to_json()}
+    given = found.to_json() | {"lr": config.lr, "threshold": lab.threshold}
+    if texts:
+        _add_recovered(given, found, texts)
+    return given
 
 
-def _clean(texts: dict[str, Any]) -> float | None:
-    """Cross-entropy of the model as it is, on the same texts."""
-    from saekern.evaluation import cross_entropy
-
-    return cross_entropy(**texts) if texts else None
+def _add_recovered(given: dict[str, Any], found: stability.PoolSplits, texts: dict[str, Any]) -> None:
+    """The share of the cross-entropy between zeros and the model as it is that each arm keeps: linear in "ce"."""
+    clean = evaluation.cross_entropy(**texts)
+    span = evaluation.cross_entropy(**texts, sae="zero") - clean
+    given["ce_clean"] = clean
+    for values in found.values.values():
+        values["recovered"] = 1 - (values["ce"] - clean) / (span or float("nan"))
+    for arm, estimates in given["arms"].items():
+        estimates["recovered"] = found.estimate(arm, "recovered").to_json()
+    for name, estimates in given["differences"].items():
+        estimates["recovered"] = found.difference(*name.split(" - "), "recovered").to_json()

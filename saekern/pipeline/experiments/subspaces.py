@@ -66,7 +66,7 @@ def run(lab: "Lab", settings: SubspacesSettings, work: Path) -> dict[str, Any]:
             centred=centred,
             seed=settings.seed,
         ).to_json()
-    found["replacement"] = _replacement(lab, settings, seeds, ranks)
+    found["replacement"] = _replacement(lab, settings, seeds, ranks, primary)
     return found
 
 
@@ -75,7 +75,9 @@ def _ranks(width: int) -> list[int]:
     return sorted(r for r in {*powers, *(3 * p // 2 for p in powers[1:]), width} if r <= width)
 
 
-def _replacement(lab: "Lab", settings: SubspacesSettings, seeds: list[int], ranks: list[int]) -> dict[str, Any] | None:
+def _replacement(
+    lab: "Lab", settings: SubspacesSettings, seeds: list[int], ranks: list[int], primary: int
+) -> dict[str, Any] | None:
     """None if there is no other seed to ask, or the anchor has too few unstable latents."""
     others = [s for s in seeds if s != settings.anchor][: settings.others]
     if not others or settings.anchor not in seeds:
@@ -88,7 +90,8 @@ def _replacement(lab: "Lab", settings: SubspacesSettings, seeds: list[int], rank
         covariance=lab.covariance,
         seed=settings.seed,
     )
-    kept = [0, *(r for i, r in enumerate(ranks) if i % 2 == 0 or r == ranks[-1])]  # the model runs once for each
+    powers = [r for r in ranks if r & (r - 1) == 0]  # the model runs once for each
+    kept = sorted({0, *powers, primary, ranks[-1]})
     found = stability.replacement(
         lab.saes[settings.anchor],
         lab.heldout,

@@ -7,8 +7,10 @@ from saekern.report.sections import (
     excess,
     masking,
     nulls,
+    pooling,
     statistics,
     strict_rule,
+    subspaces,
     thresholds,
     variants,
 )
@@ -22,6 +24,8 @@ SECTIONS = {
     "nulls": nulls,
     "statistics": statistics,
     "masking": masking,
+    "subspaces": subspaces,
+    "pooling": pooling,
     "variants": variants,
 }
 
