@@ -82,7 +82,7 @@ def pool_splits(
 
     Args:
         saes, rows, held_out, config, options: as in `pooling`.
-        splits: divisions; each trains six SAEs.
+        splits: divisions; each trains six SAEs. Four seeds have 3 of them, five 10.
         out: folder for all trainings, from which the same call resumes.
 
     Raises:

@@ -219,16 +219,23 @@ def pooling(
 
 def divisions(count: int, splits: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     """Random divisions of `count` seeds into two halves, the first of each half being its "single" one. No seed is
-    single twice before all have been."""
+    single twice before all have been, if that is possible. No division comes twice: the interval over them would be too
+    short; few seeds have fewer of them than asked for."""
     generator = np.random.default_rng([seed, 0])
     turns = generator.permutation(count)
-    found = []
+    found: dict[frozenset, tuple[list[int], list[int]]] = {}
     for i in range(splits):
-        leaders = [int(turns[(2 * i + half) % count]) for half in range(2)]
-        rest = [s for s in generator.permutation(count).tolist() if s not in leaders]
-        middle = count // 2 - 1
-        found.append(([leaders[0], *rest[:middle]], [leaders[1], *rest[middle:]]))
-    return found
+        for attempt in range(100):
+            if attempt >= 50:  # with these two no other division is left
+                turns = generator.permutation(count)
+            leaders = [int(turns[(2 * i + half) % count]) for half in range(2)]
+            rest = [s for s in generator.permutation(count).tolist() if s not in leaders]
+            middle = count // 2 - 1
+            halves = [leaders[0], *rest[:middle]], [leaders[1], *rest[middle:]]
+            if (key := frozenset(map(frozenset, halves))) not in found:
+                found[key] = halves
+                break
+    return list(found.values())
 
 
 def _agreement(pair: Sequence[SAE], dead: Sequence[Tensor], threshold: float) -> float:

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 
 def test_divisions_are_halves_with_leaders_of_their_own():
-    """Planted: leaders always the smallest numbers; caught."""
+    """Planted: leaders always the smallest numbers; caught. Planted: divisions that come twice; caught."""
     made = divisions(9, 4, seed=3)
     for first, second in made:
         assert (len(first), len(second)) == (4, 5)
@@ -24,6 +24,8 @@ def test_divisions_are_halves_with_leaders_of_their_own():
     assert len(set(leaders)) == 8
     assert made == divisions(9, 4, seed=3)
     assert made != divisions(9, 4, seed=4)
+    few = {frozenset(map(frozenset, pair)) for pair in divisions(4, 5)}
+    assert len(few) == len(divisions(4, 5)) == 3
 
 
 def test_pool_of_identical_seeds_is_the_seed(tmp_path):
@@ -71,7 +73,8 @@ def test_page_has_all_of_it(experiment):
     given = found["differences"]["pool - random"]["ev"]
     reach = 4.302653 * torch.tensor(paired).std() / 3**0.5  # Student's t with two degrees of freedom
     assert given["high"] - given["mean"] == pytest.approx(float(reach), rel=1e-4)
-    assert pool["recovered"]["mean"] <= 1
+    span, lost = found["ce_zero"] - found["ce_clean"], found["differences"]["pool - single"]
+    assert lost["recovered"]["mean"] == pytest.approx(-lost["ce"]["mean"] / span)
     assert '<section id="pooling">' in text
     for name in ("pooling", "pooling_differences"):
         assert f'id="{name}"' in text

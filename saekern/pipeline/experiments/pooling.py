@@ -87,7 +87,7 @@ def _add_recovered(given: dict[str, Any], found: stability.PoolSplits, texts: di
     """The share of the cross-entropy between zeros and the model as it is that each arm keeps: linear in "ce"."""
     clean = evaluation.cross_entropy(**texts)
     span = evaluation.cross_entropy(**texts, sae="zero") - clean
-    given["ce_clean"] = clean
+    given |= {"ce_clean": clean, "ce_zero": clean + span}
     for values in found.values.values():
         values["recovered"] = 1 - (values["ce"] - clean) / (span or float("nan"))
     for arm, estimates in given["arms"].items():

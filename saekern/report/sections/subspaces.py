@@ -244,7 +244,8 @@ def _losses(replaced: dict[str, Any], figure: "Figure") -> tuple[str, str]:
     axes[0].legend(loc="lower left", fontsize=7.5)
     caption = (
         f"What seed {replaced['anchor']}'s {replaced['latents']} unstable latents add to a reconstruction, projected "
-        f"on r directions ({replaced['rows']:,} rows). At 0 it is removed. Lower is better; {replaced['confidence']:.0%} "
-        "intervals over subspaces and rows (or texts) together. A line is flat where there are no more directions."
+        f"on r directions ({replaced['rows']:,} rows). At 0 it is removed. Lower is better. "
+        f"{replaced['confidence']:.0%} intervals over subspaces and rows (or texts). A line is flat where there are no "
+        "more directions."
     )
     return caption, "Lines of the loss against the dimensions kept, for own, other seeds' and control subspaces."
