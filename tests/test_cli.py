@@ -62,7 +62,10 @@ def test_study_options_come_from_the_config(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["study", "--preset", "quick", "--out", "x"], "preset: expected one of papers, pareto, quickstart, got 'quick'"),
+        (
+            ["study", "--preset", "quick", "--out", "x"],
+            "preset: expected one of papers, pareto, quickstart, got 'quick'",
+        ),
         (["study", "missing.json", "--out", "x"], "missing.json: No such file or directory"),
         (["study", "a.json", "--preset", "quickstart", "--out", "x"], "expected CONFIG or --preset, got both"),
         (["study", "--out", "x", "--seeds", "1"], "seeds: expected at least 2"),

@@ -32,6 +32,7 @@ from saekern.stability.nulls import (
 )
 from saekern.stability.phases import PhaseCell, PhaseDiagram, recovery_phases
 from saekern.stability.pool import FeaturePool, feature_pool, pool_sae, random_pool
+from saekern.stability.pool_splits import PoolSplits, pool_splits
 from saekern.stability.pooling import Pooling, pooling
 from saekern.stability.predictor import StabilityPredictor, predict_stability
 from saekern.stability.recovery import Recovery, feature_recovery
@@ -70,6 +71,7 @@ __all__ = [
     "PairAgreement",
     "PhaseCell",
     "PhaseDiagram",
+    "PoolSplits",
     "Pooling",
     "Recovery",
     "Replacement",
@@ -112,6 +114,7 @@ __all__ = [
     "pair_agreement",
     "permuted_control",
     "pool_sae",
+    "pool_splits",
     "pooling",
     "predict_stability",
     "pw_mcc",

@@ -45,20 +45,22 @@ class Replacement:
 
     def curve(self, arm: str, metric: str = "ev") -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss of "ev" or "ce" and its interval over bases and blocks (or sequences) together, [R] each."""
-        values = {"ev": self.ev_drop, "ce": self.ce_rise}.get(metric)
-        if values is None:
-            known = "'ev'" if self.ce is None else "'ev' or 'ce'"
-            raise ValueError(f"metric: expected {known}, got {metric!r}")
-        if arm not in values:
-            raise ValueError(f"arm: expected one of {', '.join(values)}, got {arm!r}")
-        return crossed_interval(values[arm].movedim(1, 0), self.confidence)
+        return crossed_interval(self._of(arm, metric).movedim(1, 0), self.confidence)
+
+    def difference(self, a: str, b: str, metric: str = "ev") -> tuple[Tensor, Tensor, Tensor]:
+        """What arm a loses more than arm b, [R] each; paired by block of rows or sequence, and by basis where both have
+        as many; else with the mean over b's."""
+        of_a, of_b = self._of(a, metric), self._of(b, metric)
+        if len(of_a) != len(of_b):
+            of_b = of_b.mean(0, keepdim=True)
+        return crossed_interval((of_a - of_b).movedim(1, 0), self.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """Means and intervals as plain numbers."""
         metrics = ["ev"] + ([] if self.ce is None else ["ce"])
 
-        def plain(arm: str, metric: str) -> dict[str, list[float | None]]:
-            found = zip(("mean", "lower", "upper"), self.curve(arm, metric), strict=True)
+        def plain(estimate: tuple[Tensor, ...]) -> dict[str, list[float | None]]:
+            found = zip(("mean", "lower", "upper"), estimate, strict=True)
             return {name: [None if x != x else x for x in values.tolist()] for name, values in found}
 
         return {
@@ -69,10 +71,24 @@ class Replacement:
             "ce": self.ce,
             "confidence": self.confidence,
             "arms": {
-                arm: {"bases": len(values)} | {metric: plain(arm, metric) for metric in metrics}
+                arm: {"bases": len(values)} | {metric: plain(self.curve(arm, metric)) for metric in metrics}
                 for arm, values in self.ev_drop.items()
             },
+            "differences": {
+                f"cross - {arm}": {metric: plain(self.difference("cross", arm, metric)) for metric in metrics}
+                for arm in self.ev_drop
+                if "cross" in self.ev_drop and arm != "cross"
+            },
         }
+
+    def _of(self, arm: str, metric: str) -> Tensor:
+        values = {"ev": self.ev_drop, "ce": self.ce_rise}.get(metric)
+        if values is None:
+            known = "'ev'" if self.ce is None else "'ev' or 'ce'"
+            raise ValueError(f"metric: expected {known}, got {metric!r}")
+        if arm not in values:
+            raise ValueError(f"arm: expected one of {', '.join(values)}, got {arm!r}")
+        return values[arm]
 
 
 @torch.no_grad()

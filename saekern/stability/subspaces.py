@@ -81,11 +81,15 @@ class Subspaces:
         """E_cross less a control's share, paired by both seeds: mean and interval, [R] each. NaN where a rank is above
         the directions of some seed's rows (or stable rows): a subspace of more dimensions would be compared with less.
         """
-        most = int((self.energies > 0).sum(1).min())
-        if control == "stable":
-            most = min(most, int(self.stable_used.min()))
-        equal = torch.tensor(self.ranks) <= most
-        return jackknife_interval(torch.where(equal, self.cross - self._pairs(control), torch.nan), self.confidence)
+        least = int(self.stable_used.min()) if control == "stable" else self.width
+        difference = self.cross - self._pairs(control)
+        return jackknife_interval(torch.where(self._equal(least), difference, torch.nan), self.confidence)
+
+    def gap(self) -> tuple[Tensor, Tensor, Tensor]:
+        """E_within of a seed's rows less their E_cross in another's subspace: what is lost by going to another seed.
+        Mean over ordered pairs and interval, [R] each; NaN where `excess` is. Fitting alone leaves
+        `gaussian_within` − `chance`."""
+        return jackknife_interval(torch.where(self._equal(), self.within - self.cross, torch.nan), self.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """Means over seeds or pairs, and intervals, as plain numbers."""
@@ -107,8 +111,14 @@ class Subspaces:
         } | {
             "share": {name: _plain(self.estimate(name)) for name in names},
             "excess": {name: _plain(self.excess(name)) for name in self.controls},
-            "comparisons": len(self.controls) * len(self.ranks),
+            "gap": _plain(self.gap()),
+            "comparisons": (len(self.controls) + 1) * len(self.ranks),
         }
+
+    def _equal(self, most: int | None = None) -> Tensor:
+        """[R] bool: ranks that every seed's rows (and `most` others) have."""
+        full = int((self.energies > 0).sum(1).min())
+        return torch.tensor(self.ranks) <= (full if most is None else min(full, most))
 
     def _pairs(self, name: str) -> Tensor:
         known = {"cross": self.cross, "angles": self.angles} | self.controls

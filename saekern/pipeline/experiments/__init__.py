@@ -16,8 +16,10 @@ from saekern.pipeline.experiments import (
     interpretation,
     masking,
     notebooks,
+    pooling,
     statistics,
     strict_rule,
+    subspaces,
     synthetic,
     thresholds,
     trajectories,
@@ -51,7 +53,9 @@ EXPERIMENTS = {
     "excess": Experiment(excess.run),
     "statistics": Experiment(statistics.run, needs=("rows", "text")),
     "masking": Experiment(masking.run, needs=("rows",)),
+    "subspaces": Experiment(subspaces.run, needs=("rows",)),
     "synthetic": Experiment(synthetic.run, alone=True),
+    "pooling": Experiment(pooling.run, needs=("rows",), config=("train",)),
     "initialisation": Experiment(
         initialisation.run, needs=("rows",), config=("first_seed", "sae", "stability", "train")
     ),

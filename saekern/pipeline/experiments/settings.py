@@ -10,8 +10,10 @@ from saekern.pipeline.experiments.initialisation import InitialisationSettings
 from saekern.pipeline.experiments.interpretation import InterpretationSettings
 from saekern.pipeline.experiments.masking import MaskingSettings
 from saekern.pipeline.experiments.notebooks import NotebooksSettings
+from saekern.pipeline.experiments.pooling import PoolingSettings
 from saekern.pipeline.experiments.statistics import StatisticsSettings
 from saekern.pipeline.experiments.strict_rule import StrictRuleSettings
+from saekern.pipeline.experiments.subspaces import SubspacesSettings
 from saekern.pipeline.experiments.synthetic import SyntheticSettings
 from saekern.pipeline.experiments.thresholds import ThresholdsSettings
 from saekern.pipeline.experiments.trajectories import TrajectoriesSettings
@@ -45,11 +47,17 @@ class ExperimentsConfig:
     notebooks: NotebooksSettings = field(default_factory=NotebooksSettings)
     """The four arms of the notebooks released with "Ablating Archetypes"."""
 
+    pooling: PoolingSettings = field(default_factory=PoolingSettings)
+    """SAEs of the latents that most seeds found."""
+
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
     """Activation statistics of stable and unstable latents."""
 
     strict_rule: StrictRuleSettings = field(default_factory=StrictRuleSettings)
     """Encoder and decoder must agree on the partner."""
+
+    subspaces: SubspacesSettings = field(default_factory=SubspacesSettings)
+    """Whether unstable latents of different seeds lie in the same directions."""
 
     synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
     """True features that are isolated or crowd a block of few dimensions."""

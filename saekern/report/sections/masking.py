@@ -57,7 +57,7 @@ def _verdict(found: dict[str, Any], metrics: list[str]) -> str:
                 sentences.append(f"Too few unstable latents to mask {how}.")
                 continue
             low, high = (found["differences"][f"{STABLE} - {other}"][metric][end][level] for end in ("lower", "upper"))
-            word = "more than" if low > 0 else "less than" if high < 0 else "no measurably different from"
+            word = "more than" if low > 0 else "less than" if high < 0 else "neither measurably more nor less than"
             sentences.append(
                 f"Masking {found['levels'][level]} stable latents costs {word} masking unstable ones, {how} "
                 f"({METRICS[metric]}, difference {low:+.4f} to {high:+.4f})."
@@ -90,6 +90,8 @@ def _draw(found: dict[str, Any], metric: str, figure: "Figure") -> tuple[str, st
         ax.plot(x, mean, color=colour, ls=line, lw=1.8, marker="o", ms=3, label=label)
         ax.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     ax.set(xscale="log", xlabel="m, stable latents masked (or as many, or their mass)", ylabel=METRICS[metric])
+    ax.set_xticks(found["levels"], [f"{level:,}" for level in found["levels"]], minor=False)
+    ax.minorticks_off()
     ax.legend(loc="upper left")
     caption = (
         f"{METRICS[metric].capitalize()} against the number of masked latents, {found['confidence']:.0%} intervals. "
