@@ -19,6 +19,7 @@ def unpacked(text, kind):
 
 
 def test_arrays_survive_the_way_into_the_page(written):
+    """Planted: kinds numbered in another order; caught. Planted: cosines in the place of margins; caught."""
     results = report.load(written)
     data, found = explorer_data(results), results.explorer
     p = results.arrays["probability"][0]
@@ -143,7 +144,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: 
 @needs_chromium
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (500, False)])
 def test_clicks(written, tmp_path, width, dark):
-    """Headless windows are at least 500 wide; test_narrow has 400."""
+    """Headless windows are at least 500 wide; test_narrow has 400.
+
+    Planted: dead latents first when sorted; the dark page's colours, or currentColor, in an export; all caught."""
     path = tmp_path / "page.html"
     text = (written / "report.html").read_text(encoding="utf-8")
     path.write_text(text.replace("</body>", CLICKS + "</body>"), encoding="utf-8")
@@ -218,7 +221,7 @@ addEventListener("load", () => { const d = document.getElementById("f").contentD
 @pytest.mark.chromium
 @needs_chromium
 def test_narrow(written, tmp_path):
-    """400 pixels: nothing is wider than the window."""
+    """400 pixels: nothing is wider than the window. Planted: tables that do not scroll; caught."""
     frame = tmp_path / "frame.html"
     frame.write_text(NARROW.replace("PAGE", (written / "report.html").as_uri()), encoding="utf-8")
     process = browse(tmp_path / "profile", "--allow-file-access-from-files", "--dump-dom", frame.as_uri())

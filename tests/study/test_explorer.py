@@ -20,7 +20,9 @@ def copied(finished, tmp_path):
 
 
 def test_partners_are_those_of_the_dictionaries(small_config, finished):
-    """In float64 by the full cosine matrix, among latents that fire."""
+    """In float64 by the full cosine matrix, among latents that fire.
+
+    Planted: margins to dead runners-up; "mutual" compared with the way there; both caught."""
     rows = [load_file(finished / f"seeds/{i:03d}/sae.safetensors")["W_dec"].double() for i in range(3)]
     rows = [torch.nn.functional.normalize(one, dim=1) for one in rows]
     live = load_file(finished / "results/stability.safetensors")["live"].bool()
@@ -60,7 +62,7 @@ def test_records_agree_with_the_study(finished):
 
 
 def test_choose():
-    """Both ends, and others at random, the same every time."""
+    """Both ends, and others at random, the same every time. Planted: one end alone; caught."""
     order = torch.tensor([9, 3, 5, 1, 7, 0])
     assert choose(order, 12, 2, 0).tolist() == [0, 3, 7, 9]
     assert choose(order, 12, 0, 0).tolist() == []
