@@ -32,8 +32,8 @@ def section(found: dict[str, Any], results: Results) -> Section:
         "alone tells whether the latent fires, in sequences held out (AUROC).",
         f"Effect: P(stable > unstable), 0.5 without a difference; {groups['confidence']:.0%} intervals (DeLong), "
         "p-values adjusted by Holm over the statistics of the seed. Seeds are not pooled, since they share features: "
-        f"the range is over {len(groups['anchors'])} seeds. Null: tokens dealt to the rows at random, which leaves what "
-        "frequency alone does.",
+        f"the range is over {len(groups['anchors'])} seeds. Null: tokens dealt to the rows at random, which leaves "
+        "what frequency alone does.",
     ]
     tables = [_comparison(found)]
     drawings = [Drawing("statistics", "Stable and unstable latents", 8.4, partial(_draw, found))]
