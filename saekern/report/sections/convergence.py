@@ -19,7 +19,8 @@ def section(found: dict[str, Any], results: Results) -> Section:
         "Distance: the largest difference between two distribution functions of p over live latents of all anchors. "
         f"Ranges are the smallest and the largest of {found['draws']} random choices of the runs. Two sets share no "
         "run of comparison, but they share the anchors.",
-        "“To all” goes to 0 at the end by construction, because the n runs are among all of them. Null: what binomial "
+        "Two sets may agree and both be coarse: with one run p is 0 or 1. “To all” shows that, but goes to 0 at the end "
+        "by construction, because the n runs are among all of them: so it counts up to half of them. Null: what binomial "
         "noise and the few values that p can take with n runs alone leave of it.",
     )
     drawing = Drawing("convergence", "Distance between distributions of p", 6.2, partial(_draw, found))
@@ -31,15 +32,14 @@ def _verdict(found: dict[str, Any]) -> str:
     last = apart[-1]
     if found["enough"] is None:
         return (
-            f"Not shown: two sets of {last['runs']} comparison runs each, the most that {found['comparisons']} allow, "
-            f"differ by {number(last['disjoint']['mean'], 3)} (largest {number(last['disjoint']['max'], 3)}), and "
-            f"{limit:g} was asked for."
+            f"Not shown: with n = {last['runs']}, the largest two sets that {found['comparisons']} comparisons allow, "
+            f"the distribution of p is up to {number(last['disjoint']['max'], 3)} from that of another set and up to "
+            f"{number(last['to_full']['max'], 3)} from that of all runs; {limit:g} was asked for."
         )
     runs = found["enough"]
-    least = "already " if runs == apart[0]["runs"] else ""
     return (
-        f"Yes, for the distribution of p to {limit:g}: {least}{runs} comparison runs give it. In all {found['draws']} "
-        f"choices two sets of {runs} or more without a common run differ by less."
+        f"Yes, for the distribution of p to {limit:g}, from n = {runs} comparisons on: in all {found['draws']} choices "
+        f"two sets without a common run are nearer to each other than that, and each to all {found['comparisons']}."
     )
 
 

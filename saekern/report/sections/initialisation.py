@@ -32,8 +32,8 @@ def section(found: dict[str, Any], results: Results) -> Section:
         f"Intervals: {found['interval']}. Differences to the first arm: {found['difference_interval']}, "
         f"{found['comparisons']} comparisons. Null: one run of the pair turned by a random rotation.",
         "Centred: without each dictionary's mean atom, since an offset that all share looks like agreement. Latents "
-        "are live or dead by their end, so the index over live latents can be large without convergence: a verdict asks "
-        "both indices to agree.",
+        "are live or dead by their end, so the index over live latents can be large without convergence: a verdict "
+        "asks both indices to agree.",
     )
     return Section(
         name="initialisation",

@@ -70,14 +70,18 @@ def _differences(found: dict[str, Any]) -> str:
         else:
             unclear.append(name)
     words = (("higher", more), ("lower", less))
-    parts = [f"{word} {' and '.join(names)}" for word, names in words if names]
-    text = f"Stable latents have {', '.join(parts)} than unstable ones, in every seed." if parts else ""
+    parts = [f"{word} {_listed(names)}" for word, names in words if names]
+    text = f"Stable latents have {', and '.join(parts)} than unstable ones, in every seed." if parts else ""
     if unclear:
-        text += f" No clear difference in {' and '.join(unclear)}."
+        text += f" No clear difference in {_listed(unclear)}."
     beyond = [NAMES[name].split(",")[0] for name in BY_TOKEN if _beyond(found, name)]
     if beyond:
-        text += f" In {' and '.join(beyond)} they differ otherwise than frequency alone would make them."
+        text += f" In {_listed(beyond)} they differ otherwise than frequency alone would make them."
     return text.strip()
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
 
 
 def _beyond(found: dict[str, Any], name: str) -> bool:
@@ -159,10 +163,10 @@ def _draw(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
             counts = histogram[group]
             shares = [count / max(1, sum(counts)) for count in counts]
             ax.stairs(shares, histogram["edges"], fill=True, color=colour, alpha=0.2)
-            ax.stairs(shares, histogram["edges"], color=colour, lw=1.6, label=group)
+            ax.stairs(shares, histogram["edges"], color=colour, lw=1.6, label=f"{group} ({sum(counts):,.0f})")
         ax.set(xlabel=NAMES[name])
     figure.axes[0].set_ylabel("share of the group")
-    figure.axes[0].legend(loc="upper right")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     caption = (
         f"Distributions over the stable and the unstable latents of seed {found['groups']['anchors'][0]}, those with "
         f"at least {found['min_firings']} firings."

@@ -93,7 +93,7 @@ def _draw(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
         if rate["low"] is not None:
             ax.plot([rate["low"], rate["high"]], [y, y], color=BLUE, lw=3, alpha=0.4)
         ax.plot(rate["mean"], y, "o", ms=6, color=BLUE, label="seeds" if y == 0 else None)
-    ax.set(xlim=(-0.02, 1.02), yticks=range(len(names)), yticklabels=[NAMES[name] for name in names])
+    ax.set(yticks=range(len(names)), yticklabels=[NAMES[name] for name in names])
     ax.set(ylim=(-0.5, len(names) - 0.2), xlabel="share of live latents")
     ax.legend(loc="upper right", ncols=2)
     caption = (

@@ -104,7 +104,7 @@ def _draw(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
         ax.plot(theta, null, color=GREY, lw=1.8, ls=":", marker="o", ms=3, label="rotated dictionaries")
         ax.axvline(found["threshold"], color=INK, lw=0.8, ls=(0, (3, 3)))
         ax.set(xlabel="θ", title=name, ylim=(-0.02, 1.02))
-        ax.legend(loc="upper right" if name == "stable" else "center left")
+        ax.legend(loc="upper right" if name == "stable" else "lower right")
     figure.axes[0].set_ylabel("share of live latents")
     caption = (
         f"Shares against θ; thick line and band: ε = {found['epsilon']:g} and its interval over runs. Thin lines: the "
