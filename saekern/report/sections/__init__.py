@@ -1,5 +1,8 @@
 """A section of the report for each experiment: from its results to words, tables and pictures."""
 
+import dataclasses
+
+from saekern.report.published import PUBLISHED
 from saekern.report.results import Results
 from saekern.report.section import Section
 from saekern.report.sections import (
@@ -52,5 +55,7 @@ def sections(results: Results) -> list[Section]:
         if "skipped" in found:
             made.append(Section(name, module.TITLE, f"Not measured: {found['skipped']}."))
         else:
-            made.append(module.section(found, results))
+            section = module.section(found, results)
+            published = (f"Published: {PUBLISHED[name]}",) if name in PUBLISHED else ()
+            made.append(dataclasses.replace(section, notes=(*section.notes, *published)))
     return made

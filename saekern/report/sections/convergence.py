@@ -19,9 +19,9 @@ def section(found: dict[str, Any], results: Results) -> Section:
         "Distance: the largest difference between two distribution functions of p over live latents of all anchors. "
         f"Ranges are the smallest and the largest of {found['draws']} random choices of the runs. Two sets share no "
         "run of comparison, but they share the anchors.",
-        "Two sets may agree and both be coarse: with one run p is 0 or 1. “To all” shows that, but goes to 0 at the end "
-        "by construction, because the n runs are among all of them: so it counts up to half of them. Null: what binomial "
-        "noise and the few values that p can take with n runs alone leave of it.",
+        "Two sets may agree and both be coarse: with one run p is 0 or 1. “To all” shows that, but goes to 0 at the "
+        "end by construction, because the n runs are among all of them: so it counts up to half of them. Null: what "
+        "binomial noise and the few values that p can take with n runs alone leave of it.",
     )
     drawing = Drawing("convergence", "Distance between distributions of p", 6.2, partial(_draw, found))
     return Section("convergence", TITLE, _verdict(found), (_table(found),), (drawing,), notes)
