@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saekern.activations import Rows
 from saekern.evaluation import cross_entropy, measure
-from saekern.matching import match
+from saekern.matching import PairStore, match
 from saekern.sae import SAE
 from saekern.stability.contributions import activation_mass, block_errors
 from saekern.stability.features import feature_stability
@@ -107,6 +107,7 @@ def pooling(
     min_firings: int = 1,
     halves: tuple[Sequence[int], Sequence[int]] | None = None,
     statistics: Sequence[tuple[Tensor, Tensor]] | None = None,
+    pairs: PairStore | None = None,
     seed: int = 0,
     blocks: int = 50,
     batch: int = 4096,
@@ -134,6 +135,7 @@ def pooling(
         min_firings: a latent that fires on fewer held-out rows is dead.
         halves: numbers of the seeds of each half, the "single" one first; None draws them (`divisions`).
         statistics: `activation_mass` of each SAE on `held_out`, if known.
+        pairs: nearest partners of all SAEs, if known, with the same live latents.
         model, hook, sequences, exclude_bos: as in `masking`, for the cross entropies.
         out: folder for the six trainings, from which the same call resumes.
 
@@ -158,9 +160,12 @@ def pooling(
     starts: dict[str, list[SAE]] = {name: [] for name in ARMS}
     for half, members in enumerate(both):
         own, alive = [saes[s] for s in members], [live[s] for s in members]
-        found = feature_stability(own, threshold, live=alive)
+        if pairs is None:
+            probability = feature_stability(own, threshold, live=alive).probability
+        else:
+            probability = _probability(pairs, members, alive, threshold)
         masses = [statistics[s][0] for s in members]
-        pools.append(feature_pool(own, found.probability, masses, size, threshold=threshold, loose=loose))
+        pools.append(feature_pool(own, probability, masses, size, threshold=threshold, loose=loose))
         starts["pool"].append(pool_sae(own, pools[-1]))
         starts["single"].append(copy.deepcopy(own[0]))
         drawn = random_pool(own, alive, len(pools[-1].latent), seed=2 * seed + half)
@@ -236,6 +241,15 @@ def divisions(count: int, splits: int, seed: int = 0) -> list[tuple[list[int], l
                 found[key] = halves
                 break
     return list(found.values())
+
+
+def _probability(pairs: PairStore, members: Sequence[int], live: Sequence[Tensor], threshold: float) -> Tensor:
+    """p̂ among some of the runs, [runs, F], NaN where dead."""
+    found = []
+    for s, alive in zip(members, live, strict=True):
+        hits = torch.stack([pairs[s, k].cosine.cpu() >= threshold for k in members if k != s])
+        found.append(torch.where(alive.cpu(), hits.double().mean(0), torch.nan))
+    return torch.stack(found)
 
 
 def _agreement(pair: Sequence[SAE], dead: Sequence[Tensor], threshold: float) -> float:

@@ -131,6 +131,18 @@ def test_pooling_compares_disjoint_halves(rows, seeds):
     assert 0 <= out["arms"]["pool"]["reappearance"][0] <= 1
 
 
+def test_known_pairs_give_the_same_pools(rows, seeds):
+    """p̂ from all pairs, read for the half, and matched anew for it. Planted: p̂ over all seeds; caught."""
+    config = saekern.TrainConfig(rows=256, batch_size=256, lr=1e-9)
+    live = [activation_mass(sae, rows)[1] > 20 for sae in seeds]
+    assert not all(bool(mask.all()) for mask in live)
+    store = saekern.match_all(seeds, "nearest", progress=False, dead=[~mask for mask in live])
+    anew, known = (pooling(seeds, rows, rows, config, min_firings=21, blocks=4, pairs=pairs) for pairs in (None, store))
+    for a, b in zip(anew.pools, known.pools, strict=True):
+        assert a.latent.tolist() == b.latent.tolist()
+        torch.testing.assert_close(a.probability, b.probability, rtol=0, atol=0)
+
+
 def test_pooling_of_identical_seeds_agrees(rows, seeds):
     """Both halves hold the same seed: all latents of both pools have a partner, as have those of the singles."""
     config = saekern.TrainConfig(rows=256, batch_size=256, lr=1e-9)

@@ -42,6 +42,7 @@ def test_pool_of_identical_seeds_is_the_seed(tmp_path):
         rows=rows,
         heldout=rows,
         threshold=0.999,
+        pairs=None,
         config=SimpleNamespace(train=train, sae=SimpleNamespace(d_sae=32), stability=SimpleNamespace(min_firings=1)),
         model_with_texts=lambda count: {},
     )

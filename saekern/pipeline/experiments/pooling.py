@@ -73,6 +73,7 @@ def run(lab: "Lab", settings: PoolingSettings, work: Path) -> dict[str, Any]:
         threshold=lab.threshold,
         loose=max(settings.loose, lab.threshold),
         min_firings=lab.config.stability.min_firings,
+        pairs=lab.pairs,
         seed=settings.seed,
         out=work / "training",
         **texts,
@@ -93,4 +94,5 @@ def _add_recovered(given: dict[str, Any], found: stability.PoolSplits, texts: di
     for arm, estimates in given["arms"].items():
         estimates["recovered"] = found.estimate(arm, "recovered").to_json()
     for name, estimates in given["differences"].items():
-        estimates["recovered"] = found.difference(*name.split(" - "), "recovered").to_json()
+        a, b = name.split(" - ")
+        estimates["recovered"] = found.difference(a, b, "recovered").to_json()

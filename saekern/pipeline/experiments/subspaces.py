@@ -85,8 +85,8 @@ def _replacement(
     chosen = [settings.anchor, *others]
     bases = stability.replacement_bases(
         [lab.dictionaries[s] for s in chosen],
-        lab.unstable[chosen],
-        lab.stable[chosen],
+        [lab.unstable[s] for s in chosen],
+        [lab.stable[s] for s in chosen],
         covariance=lab.covariance,
         seed=settings.seed,
     )
