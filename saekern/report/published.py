@@ -16,9 +16,9 @@ PUBLISHED = {
     f"({REPLICATION}). “The boundary remains threshold-dependent” ({GERASIMOV}, through a review).",
     "convergence": f"96 seeds; the distribution of p̂ is argued to converge (Glivenko–Cantelli; {GERASIMOV}).",
     "strict_rule": f"67.6 % by the strict rule where 74.5 % are found by the decoder ({REPLICATION}); 30 % of "
-    "latents shared by two SAEs of 131,072 latents on Llama 3 8B (Paulo and Belrose 2025, arXiv 2501.16615). Nearest "
-    f"against one-to-one: IoU 0.978 ± 0.001 ({GERASIMOV}, through a review). PW-MCC of TopK 0.80 (Song et al. 2025, arXiv "
-    "2505.20254).",
+    "latents shared by two SAEs of 131,072 latents on Llama 3 8B (Paulo and Belrose 2025, arXiv 2501.16615). "
+    f"Nearest against one-to-one: IoU 0.978 ± 0.001 ({GERASIMOV}, through a review). PW-MCC of TopK 0.80 (Song et al. "
+    "2025, arXiv 2505.20254).",
     "excess": "Median best cosine of random dictionaries 0.129 at F = 4,096, D = 768: far below θ = 0.7.",
     "nulls": f"SAEs on a randomly initialised transformer are far less stable than on the trained one ({GERASIMOV}, "
     "through a review; no numbers reachable).",
