@@ -14,6 +14,7 @@ from saekern import stability
 from saekern.activations import TensorRows
 from saekern.pipeline.check import require
 from saekern.pipeline.steps import write_json
+from saekern.stability.arms import Pool
 from saekern.stability.means import mean_interval
 from saekern.training import TrainConfig, train
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH, LATENTS, PARTS = 64, 40, 4
 EPOCHS = 2
-TRAINING = TrainConfig(rows=100_000, batch_size=256, lr=3e-3, dead_after=10_000)
+TRAINING = TrainConfig(rows=100_000, batch_size=256, lr=3e-3, dead_after=10_000, pre_bias_rows=4096)
 LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 CLASSES: dict[str, bytes] = {
     "letters": LETTERS + LETTERS.upper(),
@@ -83,7 +84,7 @@ def collage_arms(count: int) -> dict[str, Callable[[Any, int], Any]]:
     """Name → a function that makes and trains an SAE from `count` rows and a seed. Points are each
     set's own."""
     config = dataclasses.replace(TRAINING, rows=EPOCHS * count)
-    free = {"normalisation": "identity", "constraint": True, "start": "kmeans-own", "points": 4 * LATENTS}
+    free = {"normalisation": "identity", "constraint": True, "start": "kmeans-own", "points": 2 * LATENTS}
     recipes: dict[str, dict[str, Any]] = {
         "TopK": {},
         "TopK, k-means start": {"start": "kmeans-own"},
@@ -91,8 +92,10 @@ def collage_arms(count: int) -> dict[str, Callable[[Any, int], Any]]:
         "A-SAE, δ = 0": free | {"relaxation": 0.0},
     }
 
+    pool = Pool()  # the arms of a set share its k-means
+
     def trained(recipe: dict[str, Any]) -> Callable[[Any, int], Any]:
-        made = stability.arm(LATENTS, PARTS, **recipe)
+        made = stability.arm(LATENTS, PARTS, pool=pool, **recipe)
         return lambda rows, seed: (
             train(made.make(seed, rows), rows, dataclasses.replace(config, data_seed=seed), progress=False).sae
         )

@@ -15,6 +15,8 @@ from saekern.stability.phases import TRAINING
 if TYPE_CHECKING:
     from saekern.pipeline.lab import Lab
 
+BIAS_ROWS = 4096  # the geometric median of 32,768 takes longer than the training of so small an SAE
+
 
 @dataclass(frozen=True)
 class SyntheticSettings:
@@ -68,7 +70,7 @@ def run(lab: "Lab", settings: SyntheticSettings, work: Path) -> dict[str, Any]:
                 width=settings.width,
                 identifiable=settings.identifiable,
                 low_rank=settings.low_rank,
-                config=dataclasses.replace(TRAINING, rows=settings.rows),
+                config=dataclasses.replace(TRAINING, rows=settings.rows, pre_bias_rows=BIAS_ROWS),
                 seed=settings.seed,
             )
             write_json(path, found.to_json())
