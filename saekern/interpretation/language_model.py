@@ -72,7 +72,7 @@ class LanguageModelExplainer:
     def prompt(self, examples: Examples) -> str:
         """The examples come in random order, so that the first ones are a random choice."""
         largest = torch.tensor([example.largest for example in examples.positives])
-        median = float(largest.median()) if len(largest) else 0.0
+        median = float(largest.quantile(0.5)) if len(largest) else 0.0
         strong = [example for example in examples.positives if example.largest >= median][: self.shown]
         return EXPLAIN.format(passages="\n".join(example.passage(example.fires).text() for example in strong))
 

@@ -59,3 +59,12 @@ def test_explainer_shows_marked_examples_and_repeats_itself(model):
 def test_a_model_without_tokenizer_is_refused(model):
     with pytest.raises(ValueError, match="expected a HookedModule with a tokenizer"):
         LanguageModelJudge(HookedModule(model.model))
+
+
+def test_examples_above_the_median_are_shown(model):
+    """Planted: weak ones shown too; caught."""
+    strong = [Example(list(f"strong{i:02d}x"), 0, [0.0] * 8 + [2.0 + i]) for i in range(20)]
+    weak = [Example(list(f"weak{i:02d}x"), 0, [0.0] * 6 + [1.0]) for i in range(20)]
+    examples = Examples([one for pair in zip(weak, strong, strict=True) for one in pair], [])
+    text = LanguageModelExplainer(model).prompt(examples)
+    assert [text.count(word) for word in ("strong", "<<x>>", "weak")] == [16, 16, 0]

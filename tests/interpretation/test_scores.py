@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from hand_cache import DirectSAE, write_cache
+from scipy.stats import ttest_ind
 
 from saekern.interpretation import (
-    Rule,
     RuleExplainer,
     RuleJudge,
     compare_scores,
@@ -48,8 +48,8 @@ def scored(cache, latents=range(7), judge=None, seed=0, **keywords):
 
 
 def test_known_latents(cache):
-    """Planted: fuzzing's wrong marks counted as right; marks on random tokens of positives; examples from the judge's
-    sequences with the labels of negatives swapped; each caught."""
+    """Planted: wrong marks counted as right ones, the latent's own tokens marked in mislabelled windows, codes of
+    another slot; each caught."""
     found = scored(cache)
     assert found.latents.tolist() == [0, 1, 2, 5]
     assert found.skipped == {3: "dead", 4: "few negatives", 6: "few positives"}
@@ -182,6 +182,18 @@ def test_windows_by_hand(tmp_path):
     assert contexts.judged(0).negatives == []
 
 
+def test_tokens_before_a_window_and_bytes(tmp_path):
+    """The euro sign is three bytes, one piece each; what stands before a window is shown without codes."""
+    tokens = torch.tensor([[0, *"ab€xyz".encode()]] * 2)
+    rows = torch.zeros(16, 1)
+    rows[[6, 14], 0] = 1.0
+    cache = write_cache(tmp_path / "c", tokens, rows)
+    contexts = collect(DirectSAE(1), cache, torch.tensor([0]), seed=0, size=4, lead=2)
+    (found,) = contexts.judged(0).positives
+    assert found == (["\\xe2", "\\x82", "\\xac", "x", "y", "z"], 2, [None, None, 0, 0, 1, 0])
+    assert contexts.judged(0).negatives == [(["a", "b", "\\xe2", "\\x82"], 0, [0, 0, 0, 0])]
+
+
 def test_errors(cache, tmp_path):
     with pytest.raises(ValueError, match="expected the SAE's width 3, got 7"):
         interpretation_scores(DirectSAE(3), cache, torch.tensor([0]), RuleExplainer(), RuleJudge(), seed=0)
@@ -218,7 +230,8 @@ def test_only_the_first_rows(cache):
 
 
 def test_comparison(cache):
-    """Latents that fire on a letter against ones that fire at random: detection tells them apart; p̂ as given."""
+    """Latents that fire on a letter against ones that fire at random: detection tells them apart; p̂ as given.
+    Planted: Student's n + m − 2 degrees of freedom; caught."""
     meaning, noise = scored(cache, [0, 1, 5]), scored(cache, [2])
     found = compare_scores(meaning, noise, (torch.tensor([1.0, 0.9, 0.8, torch.nan]), torch.tensor([0.0, 0.2])))
     line = found.differences["detection"]
@@ -226,7 +239,8 @@ def test_comparison(cache):
     assert line.difference == pytest.approx(1 - float(noise.detection[0, 0]))
     assert line.lower != line.lower  # one latent has no spread
     p = found.differences["probability"]
-    # Welch: variances 0.01/3 and 0.02/2, ν = (0.01333)²/(0.00333²/2 + 0.01²/1) = 1.684, t = 5.17 there.
+    want = ttest_ind([1.0, 0.9, 0.8], [0.0, 0.2], equal_var=False).confidence_interval()
+    assert (p.lower, p.upper) == pytest.approx((want.low, want.high), rel=1e-5)
     assert (p.first, p.second) == (pytest.approx(0.9), pytest.approx(0.1))
     assert p.difference == pytest.approx(0.8)
     assert found.latents == {
@@ -257,7 +271,3 @@ def test_interval_covers():
         intervals = [balanced_interval(tuple(h), (64, 64)) for h in hits]
         covered = sum(low <= (p + q) / 2 <= high for _, low, high in intervals) / 2000
         assert covered > 0.935
-
-
-def test_rule_fields():
-    assert Rule("token", 1, ("e",)).fires(["e", "x"]) == [True, False]
