@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saekern.matching import PairStore
 from saekern.pipeline.config import StudyConfig
-from saekern.pipeline.sources import Part, Sources
+from saekern.pipeline.sources import Sources
 from saekern.stability.lazy import Lazy
 
 SAMPLE = 131_072  # rows, evenly spaced, of which means and covariances are made
@@ -135,8 +135,3 @@ class Lab:
     def covariance(self) -> Tensor:
         """Covariance of the sampled rows, float64 [D, D]."""
         return torch.cov(self.sample.double().T)
-
-
-def part(rows: Any, count: int | None) -> Any:
-    """The first `count` of the rows, or all of them."""
-    return rows if count is None or count >= len(rows) else Part(rows, 0, count)

@@ -15,10 +15,10 @@ from torch import Tensor
 from saekern import matching, stability
 from saekern.matching import PairStore
 from saekern.pipeline import existing, measure
-from saekern.pipeline.config import VariantConfig
+from saekern.pipeline.config import StabilityConfig, VariantConfig
 from saekern.pipeline.sources import Sources
 from saekern.pipeline.steps import write_json
-from saekern.stability.jackknife import interval, over_runs
+from saekern.stability.jackknife import over_runs
 from saekern.stability.lazy import Lazy
 
 MAIN = "the study's"
@@ -58,10 +58,13 @@ def judge(sources: Sources, dictionaries: Lazy, live: list[Tensor]) -> tuple[dic
     """Summary and arrays [S, F] of the stability of some dictionaries among each other."""
     settings, runs = sources.config.stability, len(dictionaries)
     limits: dict[str, Any] = {"threshold": settings.threshold, "epsilon": settings.epsilon}
-    mean = measure.mean_atom(dictionaries, live)
+    mean, dead = measure.mean_atom(dictionaries, live), [~mask for mask in live]
     centred_rows = Lazy(runs, lambda i: matching.center(dictionaries[i], mean))
-    raw = stability.feature_stability(dictionaries, live=live, **limits)
-    centred = stability.feature_stability(centred_rows, live=live, **limits)
+    pairs = {
+        kind: matching.match_all(rows, "nearest", None, False, dead=dead)
+        for kind, rows in (("raw", dictionaries), ("centred", centred_rows))
+    }
+    raw, centred = (stability.feature_stability(pairs[kind], **limits) for kind in ("raw", "centred"))
     shapes = [tuple(dictionaries[0].shape)] * min(NULL_RUNS, runs)
     device = sources.config.device
     random = stability.random_null(shapes, draws=1, seed=settings.null_seed, device=device, **limits)
@@ -70,10 +73,7 @@ def judge(sources: Sources, dictionaries: Lazy, live: list[Tensor]) -> tuple[dic
         "raw": raw.to_json(),
         "centred": centred.to_json(),
         "null": random.to_json(),
-        "estimates": {
-            kind: estimates(matched_in(nearest(rows, live), live, settings.threshold), raw.live, settings.epsilon)
-            for kind, rows in (("raw", dictionaries), ("centred", centred_rows))
-        },
+        "estimates": {kind: shares(of, settings) for kind, of in pairs.items()},
         "mean_atom_norm": float(mean.norm()),
     }
     arrays = {
@@ -86,48 +86,11 @@ def judge(sources: Sources, dictionaries: Lazy, live: list[Tensor]) -> tuple[dic
     return summary, {name: tensor.contiguous() for name, tensor in arrays.items()}
 
 
-def nearest(dictionaries: Lazy, live: list[Tensor]) -> Any:
-    """Their pairs, dead latents set aside."""
-    return matching.match_all(dictionaries, "nearest", None, False, dead=[~mask for mask in live])
-
-
-def matched_in(pairs: Any, live: list[Tensor], threshold: float) -> Tensor:
-    """[S, S, F] bool: whether latent f of run i has a partner in run j."""
-    runs = len(live)
-    found = torch.zeros(runs, runs, len(live[0]), dtype=torch.bool)
-    for pair in pairs:
-        found[pair.i, pair.j] = pair.forward.cosine.cpu() >= threshold
-        found[pair.j, pair.i] = pair.backward.cosine.cpu() >= threshold
-    return found
-
-
-def estimates(found: Tensor, live: Tensor, epsilon: float) -> dict[str, Any]:
-    """Mean p, stable and unstable share of live latents, mean over anchors, each with its jackknife over runs.
-
-    Leaving a run out takes it away as an anchor and as a comparison. The shares are no means of pairs, so that their
-    intervals are approximate; those of mean p are exact for normal values. None below three runs.
-    """
-    runs = len(found)
-    whole = _shares(found, live, epsilon)
-    if runs < 3:
-        return {name: _estimate(value, None, None, runs) for name, value in zip(SHARES, whole.tolist(), strict=True)}
-    without = []
-    for run in range(runs):
-        kept = [i for i in range(runs) if i != run]
-        without.append(_shares(found[kept][:, kept], live[kept], epsilon))
-    made = interval(whole, torch.stack(without, -1), CONFIDENCE)
-    columns = zip(SHARES, *(part.tolist() for part in made), strict=True)
-    return {name: _estimate(mean, low, high, runs) for name, mean, low, high in columns}
-
-
-def _shares(found: Tensor, live: Tensor, epsilon: float) -> Tensor:
-    """[3] float64, by the rule of `FeatureStability`."""
-    comparisons = len(found) - 1
-    slack = int(epsilon * comparisons + 1e-9)
-    hits = found.sum(1)
-    each = (hits / comparisons, hits >= comparisons - slack, hits <= slack)
-    living = live.sum(1).double()
-    return torch.stack([((value.double() * live).sum(1) / living).nanmean() for value in each])
+def shares(pairs: Any, settings: StabilityConfig) -> dict[str, Any]:
+    """`stability.share_intervals`, each estimate with its number of runs."""
+    found = stability.share_intervals(pairs, settings.threshold, settings.epsilon, confidence=CONFIDENCE)
+    runs = len(pairs.sizes)
+    return {name: getattr(found, name).to_json() | {"runs": runs} for name in SHARES}
 
 
 def quality(points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,9 +142,7 @@ def _main(sources: Sources, most: int) -> dict[str, Any]:
     few = min(most, config.seeds)
     summary, _ = judge(sources, sources.dictionaries[:few], live[:few])
     if few < config.seeds:
-        store = PairStore.open(sources.folder / "pairs")
-        found = matched_in(store, live, config.stability.threshold)
-        every = estimates(found, torch.stack(live), config.stability.epsilon)
+        every = shares(PairStore.open(sources.folder / "pairs"), config.stability)
         summary["estimates"]["raw"]["mean_probability"] = every["mean_probability"]
     summary |= {"seeds": config.seeds, "share_seeds": few}
     rotated = measure.read_json(folder / "stability.json")["null"]["rotated"]

@@ -118,7 +118,7 @@ def steps(config: StudyConfig, folder: StudyFolder, progress: bool) -> list[Step
             name="report",
             settings={"title": config.report.title},
             reads=("stability", "latents", *gathered, *(step.name for step in experiments)),
-            outputs=("results/run.json", "figures", "tables", "report.html"),
+            outputs=("results/run.json", "figures", "tables", "papers.md", "report.html"),
             run=lambda work: _report(sources, folder, work),
         )
     )

@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from saekern.report.text import number, table
+from saekern.report.text import number, percent, table
 
 NO_ROWS = (
     "There are no activations, so this page has no explained variance, no sparsity, no cross-entropy, no firing "
@@ -67,7 +67,7 @@ def stability_lines(found: dict[str, Any], *, rows: bool) -> list[str]:
         if excess:
             lines.append(
                 f"beyond chance ({name}): excess {number(excess['excess'], 4)}, "
-                f"{_percent(excess['beyond_chance'])} of latents at a false discovery rate of {excess['level']:g}; "
+                f"{percent(excess['beyond_chance'])} of latents at a false discovery rate of {excess['level']:g}; "
                 f"{excess['level']:.0%} of chance partners exceed cosine {number(excess['calibrated_threshold'], 3)}"
             )
     median, chance = (of["cosine_quantiles"]["0.5"] for of in (found["raw"], found["null"]["random"]))
@@ -94,13 +94,9 @@ def _one_to_one(found: dict[str, Any]) -> list[str]:
 def strict_sentence(strict: dict[str, Any]) -> str:
     return (
         f"strict rule, encoder and decoder choose the same partner and both cosines reach θ: "
-        f"{_percent(strict['shared']['mean'])} of latents; the same partner at any cosine "
-        f"{_percent(strict['same_partner']['mean'])}, by chance {_percent(strict['chance']['mean'], 3)}"
+        f"{percent(strict['shared']['mean'])} of latents; the same partner at any cosine "
+        f"{percent(strict['same_partner']['mean'])}, by chance {percent(strict['chance']['mean'], digits=3)}"
     )
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def _share(estimate: dict[str, float | None]) -> str:

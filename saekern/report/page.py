@@ -232,13 +232,6 @@ def notes_on(stability: dict[str, Any]) -> list[str]:
     if stability.get("strict"):
         sentence = strict_sentence(stability["strict"])
         notes.append(f"{sentence[0].upper()}{sentence[1:]} (Paulo and Belrose 2025).")
-    excess = stability.get("excess", {}).get("rotated")
-    if excess:
-        notes.append(
-            "Beyond chance, (observed − null) / (1 − null) with the rotated copies as the null: "
-            f"{number(excess['excess'], 4)}; {_percent(excess['beyond_chance'])} of the latents reappear more often "
-            f"than that null, at a false discovery rate of {excess['level']:g}."
-        )
     return notes
 
 

@@ -1,10 +1,4 @@
-"""What papers found, to be read beside what a study found. Order and sign can agree; values are of other models.
-
-`python -P -m saekern.report.published STUDY` prints the page docs/papers.md.
-"""
-
-import sys
-from pathlib import Path
+"""What papers found, to be read beside what a study found. Order and sign can agree; values are of other models."""
 
 GERASIMOV = "Gerasimov et al. 2026, arXiv 2606.12138"
 ABLATING = "Brzozowski and Chung 2026, arXiv 2606.02061"
@@ -43,38 +37,3 @@ PUBLISHED = {
     "interpretation": f"Interpretation scores do not tell a trained from a random model, stability does ({GERASIMOV}, "
     "through a review).",
 }
-
-HEAD = """\
-# Beside the papers
-
-`saekern study --preset papers --out papers` runs the experiments of the papers on the language model that ships with
-the package. Their models are larger and their numbers are of other SAEs, so that order and sign can agree, and values
-cannot. The right column is what the report says, word for word.
-
-"""
-
-
-def page(folder: str | Path) -> str:
-    """The page of a finished study, as Markdown."""
-    from saekern.report.results import load
-    from saekern.report.sections import sections
-
-    results = load(folder)
-    live = results.stability["raw"]["live"]
-    facts = "".join(f"- {name}: {value}\n" for name, value in results.run["facts"].items())
-    seconds = results.run["seconds"]
-    facts += f"- Time: {sum(seconds.values()) / 60:.0f} minutes of steps on two shared cores\n"
-    facts += (
-        f"- All seeds: {live['stable']:.1%} of live latents stable, {live['unstable']:.1%} unstable, mean p "
-        f"{live['mean_probability']:.3f}; random dictionaries "
-        f"{results.stability['null']['random']['match_rate']['mean']:.4f}\n\n"
-    )
-    lines = ["| question | published | here |", "|---|---|---|"]
-    for section in sections(results):
-        published = PUBLISHED.get(section.name, "–")
-        lines.append(f"| {section.title} | {published} | {section.verdict} |")
-    return HEAD + facts + "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page(sys.argv[1]))

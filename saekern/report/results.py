@@ -41,7 +41,8 @@ class Results:
     variants: list[dict[str, Any]]
     """Other SAEs on the same rows: name, architecture, parameters, and EV, L0, CE at each of their sparsities."""
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each experiment of the study found, by its name."""
+    """What each section's experiment found, by its name; "excess", "nulls" and "variants" come from every study that
+    has them."""
     explorer: dict[str, Any] | None = None
     """Of the anchor's latents: `cosine` [F] the mean over seeds of the best cosine; `chosen` [L] those with more, and
     of them `partner`, `partner_cosine`, `margin`, `mutual` [L, S-1] in every other seed, and `records`. None in studies
@@ -68,14 +69,16 @@ def load(folder: str | Path) -> Results:
         raise ValueError(f"{arrays_path}: lacks {', '.join(missing)}")
     run = _json(results / "run.json")
     experiments = run["config"].get("experiments", {}).get("run", [])
+    stability = _json(results / "stability.json")
+    found = {name: _json(results / f"{name}.json") for name in experiments} | _arms(results / "arms.json")
     return Results(
         run=run,
         evaluation=evaluation,
-        stability=_json(results / "stability.json"),
+        stability=stability,
         latents=_json(results / "latents.json"),
         arrays=arrays,
         variants=_json(results / "variants.json") if (results / "variants.json").exists() else [],
-        experiments={name: _json(results / f"{name}.json") for name in experiments} | _arms(results / "arms.json"),
+        experiments=found | ({"excess": stability} if stability.get("excess") else {}),
         explorer=_explorer(results) if (results / "explorer.json").exists() else None,
     )
 

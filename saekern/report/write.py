@@ -7,12 +7,13 @@ from saekern.report.drawing import render
 from saekern.report.features_page import features_page
 from saekern.report.figures import drawings
 from saekern.report.page import page
+from saekern.report.papers import beside_papers
 from saekern.report.results import load
 from saekern.report.sections import sections
 
 
 def write(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Make `figures/*.png`, `tables/*.csv` and `report.html` from `<folder>/results`.
+    """Make `figures/*.png`, `tables/*.csv`, `papers.md` and `report.html` from `<folder>/results`.
 
     Args:
         folder: a study's folder.
@@ -30,6 +31,7 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for table in (table for section in chosen for table in section.tables):
         (out / "tables" / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    _replace(out / "papers.md", beside_papers(results, chosen))
     drawn = [(section, [render(drawing, figures) for drawing in section.drawings]) for section in chosen]
     text = page(results, [render(drawing, figures) for drawing in drawings(results)], drawn)
     return _replace(out / "report.html", text)

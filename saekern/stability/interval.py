@@ -1,4 +1,4 @@
-"""Intervals: of a share, of a mean over draws and rows, of a mean over pairs of runs."""
+"""Intervals: of a share, of a mean over draws and rows. Those over runs are in `jackknife`."""
 
 import torch
 from scipy.special import betaincinv, stdtrit
@@ -35,22 +35,4 @@ def crossed_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, 
     spread = torch.stack([part.square() / freedom for part, freedom in parts]).sum(0)
     freedom = torch.where(spread > 0, variance.square() / spread, 1.0)
     half = variance.sqrt() * torch.as_tensor(stdtrit(freedom.numpy(), (1 + confidence) / 2))
-    return mean, mean - half, mean + half
-
-
-def jackknife_interval(values: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over ordered pairs of runs i ≠ j of values [S, S, ...] and its interval: leave one run out, Student's t with
-    S − 1 degrees of freedom. Pairs share runs, so the spread of pairs would be too narrow. NaN with fewer than 3 runs.
-    """
-    runs = values.shape[0]
-    values = values.to(torch.float64)
-    off = ~torch.eye(runs, dtype=torch.bool).reshape(runs, runs, *(1,) * (values.dim() - 2))
-    values = torch.where(off, values, 0)
-    total = values.sum((0, 1))
-    mean = total / (runs * (runs - 1))
-    if runs < 3:
-        return mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
-    without = (total - values.sum(1) - values.sum(0)) / ((runs - 1) * (runs - 2))  # [S, ...]
-    error = ((runs - 1) / runs * (without - without.mean(0)).square().sum(0)).sqrt()
-    half = error * float(stdtrit(runs - 1, (1 + confidence) / 2))
     return mean, mean - half, mean + half

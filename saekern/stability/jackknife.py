@@ -35,6 +35,18 @@ def over_pairs(values: Tensor, runs: int, confidence: float = 0.95) -> Estimate:
     return interval(total, without, confidence)
 
 
+def over_ordered_pairs(values: Tensor, confidence: float = 0.95) -> Estimate:
+    """The same of values [S, S, ...] → [...] that differ by direction: mean over runs i ≠ j. A NaN among them is one in
+    the mean: what is compared must be known of every pair."""
+    runs = values.shape[0]
+    values = values.to(torch.float64)
+    off = ~torch.eye(runs, dtype=torch.bool).reshape(runs, runs, *(1,) * (values.dim() - 2))
+    values = torch.where(off, values, 0)
+    total = values.sum((0, 1))
+    without = (total - values.sum(1) - values.sum(0)) / ((runs - 1) * (runs - 2) or torch.nan)  # [S, ...]
+    return interval(total / (runs * (runs - 1)), without.movedim(0, -1), confidence)
+
+
 def over_runs(values: Tensor, confidence: float = 0.95) -> Estimate:
     """Mean over runs [..., S] → [...] with Student's interval, which the jackknife of a mean over runs is."""
     known = values.isfinite()

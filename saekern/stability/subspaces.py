@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saekern.matching.geometry import as_dictionary, live_rows
 from saekern.stability.directions import principal_directions, subspace, unit_rows
-from saekern.stability.interval import jackknife_interval
+from saekern.stability.jackknife import Estimate, over_ordered_pairs
 from saekern.stability.nulls import random_rotation
 
 CONTROLS = ("random", "stable", "gaussian", "pca")
@@ -72,24 +72,24 @@ class Subspaces:
         held = self.energies.cumsum(1) / self.energies.sum(1, keepdim=True)
         return (held < share - 1e-12).sum(1) + 1
 
-    def estimate(self, name: str = "cross") -> tuple[Tensor, Tensor, Tensor]:
+    def estimate(self, name: str = "cross") -> Estimate:
         """Mean over ordered pairs of seeds of "cross", "angles" or a control, and its interval by leaving one seed out,
         [R] each; NaN ends with fewer than 3 seeds."""
-        return jackknife_interval(self._pairs(name), self.confidence)
+        return over_ordered_pairs(self._pairs(name), self.confidence)
 
-    def excess(self, control: str) -> tuple[Tensor, Tensor, Tensor]:
+    def excess(self, control: str) -> Estimate:
         """E_cross less a control's share, paired by both seeds: mean and interval, [R] each. NaN where a rank is above
         the directions of some seed's rows (or stable rows): a subspace of more dimensions would be compared with less.
         """
         least = int(self.stable_used.min()) if control == "stable" else self.width
         difference = self.cross - self._pairs(control)
-        return jackknife_interval(torch.where(self._equal(least), difference, torch.nan), self.confidence)
+        return over_ordered_pairs(torch.where(self._equal(least), difference, torch.nan), self.confidence)
 
-    def gap(self) -> tuple[Tensor, Tensor, Tensor]:
+    def gap(self) -> Estimate:
         """E_within of a seed's rows less their E_cross in another's subspace: what is lost by going to another seed.
         Mean over ordered pairs and interval, [R] each; NaN where `excess` is. Fitting alone leaves
         `gaussian_within` − `chance`."""
-        return jackknife_interval(torch.where(self._equal(), self.within - self.cross, torch.nan), self.confidence)
+        return over_ordered_pairs(torch.where(self._equal(), self.within - self.cross, torch.nan), self.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """Means over seeds or pairs, and intervals, as plain numbers."""

@@ -2,7 +2,8 @@
 
 import json
 
-from saekern.report.published import PUBLISHED, page
+from saekern import report
+from saekern.report.published import PUBLISHED
 from saekern.report.sections import SECTIONS
 
 
@@ -18,7 +19,8 @@ def test_page_has_the_question_both_findings_and_the_facts(results_folder, tmp_p
     run["seconds"] = {"train": 90.0, "match": 30.0}
     (folder / "results" / "run.json").write_text(json.dumps(run))
     (folder / "results" / "masking.json").write_text(json.dumps({"skipped": "no unstable latents"}))
-    text = page(folder)
+    report.write(folder)
+    text = (folder / "papers.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| Do reconstructions need"))
     assert row.split(" | ")[1] == PUBLISHED["masking"]
     assert row.endswith("| Not measured: no unstable latents. |")

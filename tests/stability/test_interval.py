@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from saekern.stability.interval import crossed_interval, jackknife_interval
+from saekern.stability.interval import crossed_interval
+from saekern.stability.jackknife import over_ordered_pairs
 
 
 def test_crossed_interval_by_hand():
@@ -44,12 +45,12 @@ def test_jackknife_covers_where_pairs_share_runs():
     noise = torch.randn(8, 8, 2000, generator=generator, dtype=torch.float64)
     values = 3 + a.T[:, None] + b.T[None] + noise
     values[torch.arange(8), torch.arange(8)] = torch.nan  # the diagonal counts for nothing
-    _, lower, upper = jackknife_interval(values)
+    _, lower, upper = over_ordered_pairs(values)
     covered = float(((lower <= 3) & (upper >= 3)).double().mean())
     assert covered >= 0.95 - 3 * 0.005
 
 
 def test_jackknife_of_two_runs_has_no_interval():
-    mean, lower, _ = jackknife_interval(torch.tensor([[torch.nan, 1.0], [3.0, torch.nan]]))
+    mean, lower, _ = over_ordered_pairs(torch.tensor([[torch.nan, 1.0], [3.0, torch.nan]]))
     assert float(mean) == 2
     assert lower.isnan()

@@ -4,7 +4,6 @@ import pytest
 
 from saekern.pipeline.config import StabilityConfig
 from saekern.pipeline.experiments.convergence import ConvergenceSettings
-from saekern.pipeline.experiments.excess import ExcessSettings
 from saekern.pipeline.experiments.statistics import StatisticsSettings
 from saekern.pipeline.experiments.strict_rule import StrictRuleSettings
 from saekern.pipeline.experiments.thresholds import ThresholdsSettings
@@ -72,13 +71,11 @@ def test_strict_rule(experiment):
     assert 'id="assignment"' in page  # IoU and PW-MCC
 
 
-def test_excess(experiment):
-    found, page, _ = experiment("excess", ExcessSettings(null_seeds=3))
-    rotated = found["controls"]["rotated"]
-    assert rotated["observed"] == pytest.approx(found["match_rate"]["mean"], abs=0.02)
-    assert rotated["chance"] < rotated["observed"]
-    assert 0 < rotated["beyond_chance"] <= 1
+def test_excess_needs_no_experiment(experiment):
+    """It is part of every study's stability."""
+    page = experiment("thresholds")[1]
     assert '<section id="excess">' in page
+    assert "A latent has a partner in another seed with probability" in page
 
 
 def test_statistics(experiment):
@@ -123,7 +120,6 @@ def test_settings_are_checked():
         (ThresholdsSettings, {"thresholds": (0.9, 0.5)}),
         (ConvergenceSettings, {"distance": 0.0}),
         (StrictRuleSettings, {"seeds": 1}),
-        (ExcessSettings, {"level": 1.0}),
         (StatisticsSettings, {"anchors": 0}),
     ):
         with pytest.raises(ValueError, match=rf"\.{next(iter(values))}: expected"):

@@ -47,7 +47,7 @@ def test_planted_block_is_found_at_its_rank_and_not_before(tmp_path):
     assert raw["share"]["cross"]["upper"][at[4]] < 0.9
     assert raw["gap"]["mean"][at[RANK]] == pytest.approx(0, abs=1e-12)
     said = page.section(found, None).verdict
-    assert f"{RANK} of {WIDTH} directions of another seed's unstable latents hold 100.0%" in said
+    assert f"{RANK} of {WIDTH} directions of another seed's unstable latents hold 100.0 %" in said
     assert "That is more than principal directions of the data hold" in said
     assert "That is more than random directions hold" in said
     same = page.section(run(planted_lab(hidden=False), SubspacesSettings(others=0, rank=RANK), tmp_path), None)

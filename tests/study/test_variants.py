@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from saekern import activations
 from saekern.pipeline import study
 from saekern.pipeline.config import ActivationsConfig, SAEConfig, StudyConfig, VariantConfig
-from saekern.pipeline.matched import difference, estimates, place
+from saekern.pipeline.matched import difference, place
 from saekern.pipeline.sources import Sources
 from saekern.sae import load
 
@@ -163,20 +163,6 @@ def test_a_change_of_one_kind_of_rows_remakes_its_variants_alone(armed, monkeypa
     other = dataclasses.replace(ARMS[-1], rows_from="shuffled_marginals")
     ran = study(dataclasses.replace(config, variants=(*ARMS[:-1], other)), folder, progress=False).ran
     assert ran == ("variants/shuffled/000", "variants/shuffled/001", "variants/shuffled", "variants", "report")
-
-
-def test_shares_and_their_jackknife():
-    """By hand: three runs. Latent 0 is found everywhere, latent 1 by runs 0 and 1 in each other, latent 2 is dead. Mean
-    p without run 2 is 1, without another ½: the jackknife's SE is 1/3, and t of 2 degrees of freedom 4.3027."""
-    found = torch.zeros(3, 3, 3, dtype=torch.bool)
-    found[:, :, 0] = ~torch.eye(3, dtype=torch.bool)
-    found[0, 1, 1] = found[1, 0, 1] = True
-    live = torch.tensor([[True, True, False]] * 3)
-    made = estimates(found, live, 0.05)
-    assert made["mean_probability"]["mean"] == pytest.approx(2 / 3)
-    assert made["mean_probability"]["high"] == pytest.approx(2 / 3 + 4.302653 / 3)
-    assert made["stable"]["mean"] == pytest.approx(1 / 2)
-    assert made["unstable"]["mean"] == pytest.approx(1 / 6)
 
 
 def test_differences_are_welchs():

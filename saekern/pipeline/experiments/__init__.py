@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from saekern.pipeline.experiments import (
     archetypal,
     convergence,
-    excess,
     initialisation,
     interpretation,
     masking,
@@ -50,7 +49,6 @@ EXPERIMENTS = {
     "thresholds": Experiment(thresholds.run),
     "convergence": Experiment(convergence.run),
     "strict_rule": Experiment(strict_rule.run),
-    "excess": Experiment(excess.run),
     "statistics": Experiment(statistics.run, needs=("rows", "text")),
     "masking": Experiment(masking.run, needs=("rows",)),
     "subspaces": Experiment(subspaces.run, needs=("rows",)),

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from saekern.pipeline.experiments import EXPERIMENTS
 from saekern.pipeline.experiments.archetypal import ArchetypalSettings
 from saekern.pipeline.experiments.convergence import ConvergenceSettings
-from saekern.pipeline.experiments.excess import ExcessSettings
 from saekern.pipeline.experiments.initialisation import InitialisationSettings
 from saekern.pipeline.experiments.interpretation import InterpretationSettings
 from saekern.pipeline.experiments.masking import MaskingSettings
@@ -31,9 +30,6 @@ class ExperimentsConfig:
 
     convergence: ConvergenceSettings = field(default_factory=ConvergenceSettings)
     """How many seeds are enough."""
-
-    excess: ExcessSettings = field(default_factory=ExcessSettings)
-    """Reappearance beyond chance."""
 
     initialisation: InitialisationSettings = field(default_factory=InitialisationSettings)
     """The same training from different beginnings."""

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from saekern import matching, stability
 from saekern.pipeline.check import require
-from saekern.stability.interval import jackknife_interval
+from saekern.stability.jackknife import over_ordered_pairs
 
 if TYPE_CHECKING:
     from saekern.pipeline.lab import Lab
@@ -70,10 +69,10 @@ def run(lab: "Lab", settings: StrictRuleSettings, work: Path) -> dict[str, Any]:
         "null_runs": few,
         "threshold": lab.threshold,
         "confidence": 0.95,
-        "rates": {name: _triple(values) for name, (values, _) in rates.items()},
+        "rates": {name: over_ordered_pairs(values).to_json() for name, (values, _) in rates.items()},
         "null": {name: float(values.nanmean()) for name, (_, values) in rates.items()},
         "independent": float(strict.chance.nanmean()),
-        "argmax - shared": _triple(argmax - strict.shared),
+        "argmax - shared": over_ordered_pairs(argmax - strict.shared).to_json(),
         "both_of_two": {name: _both(values, count - 1, live) for name, values in hits.items()} if count > 2 else None,
     }
 
@@ -83,7 +82,3 @@ def _both(hits: Tensor, others: int, live: int) -> float:
     N (N − 1) ordered choices."""
     hits = hits.double().round()
     return float((hits * (hits - 1)).sum() / (others * (others - 1) * live))
-
-
-def _triple(values: Tensor) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), torch.stack(jackknife_interval(values)).tolist(), strict=True))

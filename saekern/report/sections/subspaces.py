@@ -8,7 +8,7 @@ import numpy as np
 from saekern.report.drawing import BLUE, GREY, INK, ORANGE, Drawing
 from saekern.report.results import Results
 from saekern.report.section import Section, Table
-from saekern.report.text import interval, number
+from saekern.report.text import interval, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,8 +57,8 @@ def _verdict(found: dict[str, Any]) -> str:
     cross = raw["share"]["cross"]
     said = [
         f"{rank} of {raw['width']} directions of another seed's unstable latents hold "
-        f"{_percent([cross[end][at] for end in ('mean', 'lower', 'upper')])} of the energy of a seed's own, and those "
-        f"of its own hold {raw['within'][at]:.1%} (for Gaussian rows {raw['gaussian_within'][at]:.1%})."
+        f"{percent(*(cross[end][at] for end in ('mean', 'lower', 'upper')))} of the energy of a seed's own, and those "
+        f"of its own hold {percent(raw['within'][at])} (for Gaussian rows {percent(raw['gaussian_within'][at])})."
     ]
     for control in ("pca", "random"):
         if control in raw["excess"]:
@@ -101,11 +101,6 @@ def _points(ends: list[float | None]) -> str:
     mean, *reach = (None if end is None else 100 * end for end in ends)
     span = "" if reach[0] is None or reach[1] is None else f", {reach[0]:+.1f} to {reach[1]:+.1f}"
     return f" ({mean:+.1f} percentage points{span})"
-
-
-def _percent(ends: list[float | None]) -> str:
-    mean, low, high = ends
-    return f"{mean:.1%}" + ("" if low is None or high is None else f" ({low:.1%} to {high:.1%})")
 
 
 def _signed(ends: list[float | None], digits: int) -> str:
