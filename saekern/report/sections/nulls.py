@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TITLE = "Do SAEs on nothing agree as much?"
 KINDS = {
-    "random_model": "a randomly initialised copy of the model (dead salmon)",
+    "random_model": "a randomly initialised copy of the model, the dead salmon",
     "shuffled_marginals": "rows shuffled dimension by dimension",
     "shuffled_covariance": "rows shuffled along principal components",
 }
