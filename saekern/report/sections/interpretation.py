@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Do interpretation scores tell learnt latents from meaningless ones?"
-NAMES = {"detection": "detection", "fuzzing": "fuzzing", "probability": "reappearance p"}
+NAMES = {"detection": "detection", "fuzzing": "fuzzing", "probability": "p of the scored latents"}
 
 
 def section(found: dict[str, Any], results: Results) -> Section:

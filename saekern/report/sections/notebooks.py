@@ -97,6 +97,7 @@ def _draw(found: dict[str, Any], figure: "Figure") -> tuple[str, str]:
     draw_arrows(figure, arms, {rows: f"raw cosine, rows {rows}" for rows in ROWS})
     caption = (
         "From D(0), open, to D(T), filled, over latents live at the end; the bar is D(T)'s interval, the tick its "
-        "null. Orange arms begin at D(0) = 0."
+        "null. Orange arms begin at D(0) = 0 over all latents; over those live at the end it need not be 0, since each "
+        "run keeps other ones."
     )
     return caption, "Arrows from the distance between runs before training to that after, for the four arms."
