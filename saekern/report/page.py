@@ -17,6 +17,7 @@ from saekern.report.section import Section, figures_html, section_html
 from saekern.report.text import number, snippet, table
 from saekern.report.verdict import verdicts
 
+FEW_SEEDS = 16  # more than that and their table is folded
 SCRIPT = 'addEventListener("error", () => { document.documentElement.dataset.errors = "yes"; });'
 
 
@@ -176,7 +177,18 @@ def _seeds(results: Results) -> str:
             f"untouched, {evaluation['ce_zero']:.4f} with the activation set to zero; recovered is the share of that "
             "difference which the reconstruction keeps."
         )
-    return given + text + "</p>" + table(header, rows)
+    return given + text + "</p>" + _folded(table(header, rows), evaluation["seeds"])
+
+
+def _folded(shown: str, seeds: list[dict[str, Any]]) -> str:
+    """A long table of seeds behind a line with its range: 96 rows are four screens to scroll past."""
+    if len(seeds) <= FEW_SEEDS:
+        return shown
+    ranges = (
+        f"EV {min(seed['ev'] for seed in seeds):.4f} to {max(seed['ev'] for seed in seeds):.4f}, dead "
+        f"{min(seed['dead'] for seed in seeds):.1%} to {max(seed['dead'] for seed in seeds):.1%}"
+    )
+    return f"<details><summary>All {len(seeds)} seeds: {ranges}</summary>{shown}</details>"
 
 
 def _stability(results: Results) -> str:

@@ -153,3 +153,11 @@ def test_cut_file_is_named(written, tmp_path, name):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"stability\.safetensors"):
         report.write(tmp_path)
+
+
+def test_the_table_of_many_seeds_is_folded(results_folder, tmp_path):
+    """Planted: folded at any number; caught."""
+    for seeds, folded in ((8, False), (24, True)):
+        folder = results_folder(tmp_path / str(seeds), seeds=seeds)
+        page = report.write(folder).read_text()
+        assert (f"<summary>All {seeds} seeds: EV 0.8600 to" in page) == folded
