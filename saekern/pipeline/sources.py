@@ -97,7 +97,7 @@ class Sources:
                 f"got {tokens.dtype} {list(tokens.shape)}"
             )
         chosen = tokens[:count] if split == "train" else tokens[len(tokens) - count :]
-        return torch.from_numpy(np.asarray(chosen, dtype=np.int64))
+        return torch.from_numpy(np.array(chosen, dtype=np.int64))  # a copy: the file is mapped read-only
 
     def variant(self, name: str) -> VariantConfig:
         """A variant by name.

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -196,3 +197,34 @@ def test_layers_are_in_the_order_of_their_numbers():
 def test_what_cannot_be_is_refused(variant, source, message):
     with pytest.raises(ValueError, match=message):
         StudyConfig(activations=ActivationsConfig(**source), variants=(VariantConfig("a", **variant),))
+
+
+def test_another_model_reads_the_same_tokens(small_config, tmp_path, monkeypatch):
+    """Its rows are its own, its layer's EV stands beside the study's, and it has no cross-entropy. Planted: the study's
+    model for every variant; caught."""
+
+    class Other(stand_in.StandIn):
+        def __init__(self):
+            super().__init__()
+            self.embed.data = self.embed.data.flip(0)
+
+    asked = []
+    monkeypatch.setattr(activations, "load_model", lambda name, device="cpu": asked.append(name) or Other())
+    tokens = torch.randint(0, 256, (80, 32), generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "tokens.npy", tokens.numpy())
+    source = ActivationsConfig(
+        hook=stand_in.HOOK, tokens=str(tmp_path / "tokens.npy"), sequences=64, heldout_sequences=16, batch=16
+    )
+    variants = (VariantConfig("other", SMALL, seeds=2, model="other-model", axis="model"),)
+    config = small_config(activations=source, variants=variants)
+    study(config, tmp_path / "study", progress=False)
+    assert set(asked) == {"other-model"}
+    sources = Sources(config, tmp_path / "study")
+    row = torch.arange(1)
+    assert not torch.equal(sources.variant_rows("other").take(row), sources.rows.take(row))
+    arms = json.loads((tmp_path / "study/results/arms.json").read_text())
+    assert arms["axes"]["model"]["arms"] == ["the study's", "other"]
+    assert arms["variants"][0]["model"] == "other-model"
+    (first, _) = json.loads((tmp_path / "study/results/variants.json").read_text())
+    assert "ce_sae" not in first["points"][0]
+    assert "By model" in (tmp_path / "study/report.html").read_text()
